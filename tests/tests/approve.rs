@@ -9,6 +9,8 @@ mod held;
 mod lab;
 #[path = "approve/proxy.rs"]
 mod proxy;
+#[path = "approve/readers.rs"]
+mod readers;
 
 use std::{net::IpAddr, time::Duration};
 

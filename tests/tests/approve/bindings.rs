@@ -18,9 +18,9 @@ use super::lab::{Approver, Asking, LIMIT, Lab};
 
 /// Longer than what a pod flaps here; short enough to wait for.
 const GRACE: &str = "15s";
-const RBAC: &str = "rbac.authorization.k8s.io";
+pub const RBAC: &str = "rbac.authorization.k8s.io";
 
-async fn pod_of(lab: &Lab, namespace: &str, name: &str, account: &str, labels: Value) -> Pod {
+pub async fn pod_of(lab: &Lab, namespace: &str, name: &str, account: &str, labels: Value) -> Pod {
     let pod = json!({
         "metadata": {"name": name, "labels": labels},
         "spec": {"serviceAccountName": account, "containers": [{"name": "etcd", "image": "etcd"}]},
@@ -28,11 +28,11 @@ async fn pod_of(lab: &Lab, namespace: &str, name: &str, account: &str, labels: V
     eventually("a pod", LIMIT, || lab.api.pod(namespace, pod.clone())).await
 }
 
-async fn token_of(lab: &Lab, namespace: &str, account: &str, pod: &Pod) -> Client {
+pub async fn token_of(lab: &Lab, namespace: &str, account: &str, pod: &Pod) -> Client {
     lab.api.client_with_token(&lab.api.token(namespace, account, Some(pod)).await).await
 }
 
-async fn value(lab: &Lab, approver: &Approver, name: &str) -> u64 {
+pub async fn value(lab: &Lab, approver: &Approver, name: &str) -> u64 {
     let metrics = lab.metrics(approver).await;
     let line = metrics.lines().find_map(|line| line.strip_prefix(&format!("etcd_tls_approve_{name} ")));
     line.unwrap_or_else(|| panic!("no {name} in {metrics}")).parse().expect("a number")

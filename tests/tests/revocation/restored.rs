@@ -79,7 +79,7 @@ async fn after_a_restored_secret_every_revocation_stands_and_what_was_taken_back
     installation.api.namespace("prod", &[("etcd-tls", "dynamic")]).await;
     installation.api.service_account("prod", "app").await;
     let admin = installation.api.kubeconfig.clone();
-    let client = Client::start(&mut installation, "etcd").await;
+    let client = Client::start(&mut installation, "prod", "etcd").await;
     let maps: Api<ConfigMap> = Api::namespaced(installation.api.client.clone(), "prod");
     revoke(&admin, &["prod/etcd", "--serial", "4f0a"]).await.expect("revoked");
     client.has("the first", &["4f0a"]).await;

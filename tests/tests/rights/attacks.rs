@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::scene::{
     Account::{self, Approve, ClusterAdmin, Editor, NamespaceAdmin, Sign},
-    CSRS, Call, RBAC, Scene, request, secret, send, trust_binding, trust_bundle,
+    CSRS, Call, RBAC, Scene, reader_binding, reader_role, request, secret, send, trust_binding, trust_bundle,
 };
 
 async fn refused(scene: &Scene, account: Account, what: &str, call: Call) {
@@ -29,6 +29,17 @@ pub async fn stolen_approver(scene: &Scene) {
             json!({"data": {"a": "b"}}),
         );
         refused(scene, Approve, namespace, config_map).await;
+    }
+    // A Role with more than `approve` has itself, and who would get it.
+    for namespace in ["kube-system", "default", "etcd-tls-system", "prod"] {
+        let secrets = json!([{"apiGroups": [""], "resources": ["secrets"], "verbs": ["get", "list", "watch"]}]);
+        let mut role = reader_role(namespace, &["etcd-tls-trust-etcd"]);
+        role["rules"] = secrets;
+        let roles = format!("{RBAC}/namespaces/{namespace}/roles/etcd-tls-trust-reader");
+        refused(scene, Approve, namespace, Call::apply(roles, role)).await;
+        let bindings = format!("{RBAC}/namespaces/{namespace}/rolebindings/etcd-tls-trust-reader");
+        refused(scene, Approve, namespace, Call::apply(bindings, reader_binding(namespace, itself.clone()))).await;
+        refused(scene, Approve, namespace, Call::get(format!("/api/v1/namespaces/{namespace}/secrets"))).await;
     }
     refused(scene, Approve, "sign's own binding", Call::delete(of("etcd-tls-system"))).await;
     let binding = scene.admin(Call::get(of("etcd-tls-system"))).await;

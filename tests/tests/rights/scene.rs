@@ -176,6 +176,15 @@ impl Scene {
             eventually("approve's rights", LIMIT, || self.call(Account::Approve, call.clone())).await;
         };
         as_approve(Call::apply(format!("{bindings}/etcd-tls-sign"), trust_binding("prod", sign_subject()))).await;
+        let accounts =
+            json!([{"kind": "Group", "name": "system:serviceaccounts:prod", "apiGroup": "rbac.authorization.k8s.io"}]);
+        let roles = format!("{RBAC}/namespaces/prod/roles");
+        as_approve(Call::apply(
+            format!("{roles}/etcd-tls-trust-reader"),
+            reader_role("prod", &["etcd-tls-trust-etcd"]),
+        ))
+        .await;
+        as_approve(Call::apply(format!("{bindings}/etcd-tls-trust-reader"), reader_binding("prod", accounts))).await;
         as_approve(Call::apply(
             format!("{RBAC}/clusterrolebindings/etcd-tls-requesters"),
             requesters(json!([
@@ -362,6 +371,22 @@ pub fn role_binding(namespace: &str, mut role: Value, subjects: Value) -> Value 
         "metadata": {"name": "etcd-tls-sign", "namespace": namespace, "labels": {"app.kubernetes.io/name": "etcd-tls"}},
         "roleRef": role, "subjects": subjects,
     })
+}
+
+/// The Role of those who watch trust.
+pub fn reader_role(namespace: &str, names: &[&str]) -> Value {
+    json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
+        "metadata": {"name": "etcd-tls-trust-reader", "namespace": namespace, "labels": {"app.kubernetes.io/name": "etcd-tls"}},
+        "rules": [{"apiGroups": [""], "resources": ["configmaps"], "resourceNames": names, "verbs": ["get", "watch"]}],
+    })
+}
+
+/// The binding of that Role.
+pub fn reader_binding(namespace: &str, subjects: Value) -> Value {
+    let mut binding = role_binding(namespace, json!({"kind": "Role", "name": "etcd-tls-trust-reader"}), subjects);
+    binding["metadata"]["name"] = "etcd-tls-trust-reader".into();
+    binding
 }
 
 pub fn requesters(subjects: Value) -> Value {

@@ -3,6 +3,7 @@
 mod approve;
 mod components;
 mod names;
+mod readers;
 mod sign;
 
 use serde_json::{Value, json};
@@ -11,8 +12,8 @@ use super::{
     components::Requests,
     scene::{
         Account::{self, Approve, Host, NamespaceAdmin, Pod, Sign},
-        CA, CSRS, Call, RBAC, Scene, event, lease, request, requesters, role_binding, secret, sign_subject,
-        trust_binding, trust_bundle,
+        CA, CSRS, Call, RBAC, Scene, event, lease, reader_binding, reader_role, request, requesters, role_binding,
+        secret, sign_subject, trust_binding, trust_bundle,
     },
     shipped::{Rule, Rules},
 };
@@ -281,18 +282,6 @@ fn requester(t: &mut Of<'_>, scene: &Scene) {
     ] {
         t.try_(CSR, "create", what, call.dry(), Works);
     }
-    let maps = "/api/v1/namespaces/prod/configmaps";
-    let own = "metadata.name%3Detcd-tls-trust-etcd";
-    let watch = format!("{maps}?watch=1&timeoutSeconds=1&fieldSelector=");
-    t.try_("configmaps", "watch", "its own", Call::get(format!("{watch}{own}")), Works);
-    t.try_(
-        "configmaps",
-        "watch",
-        "another",
-        Call::get(format!("{watch}metadata.name%3Dkube-root-ca.crt")),
-        Refused("cannot watch"),
-    );
-    t.stated("configmaps", &["watch"], "a pod reads the trust ConfigMap of a cluster `etcd` of each namespace");
     let r = "etcd-tls.dev/signers";
     t.try_(
         r,

@@ -146,6 +146,7 @@ async fn of_its_namespace(installation: &mut Installation) {
         "namespace prod",
         "requesters",
         "rolebinding etcd-tls-sign",
+        "rolebinding etcd-tls-trust-reader",
         "configmap etcd-tls-trust-etcd",
         "authority prod/etcd peer",
         "authority prod/etcd client",
@@ -216,10 +217,13 @@ async fn of_its_namespace(installation: &mut Installation) {
     found(&kubeconfig, &arguments, "admission policy etcd-tls-requests", "failing", "does not deny").await;
     deny("Deny");
     installation.approve.signal(nix::sys::signal::Signal::SIGSTOP);
-    installation.api.kubectl(&["-n", "prod", "delete", "rolebinding", "etcd-tls-sign"]);
+    installation.api.kubectl(&["-n", "prod", "delete", "rolebinding", "etcd-tls-sign", "etcd-tls-trust-reader"]);
     found(&kubeconfig, &arguments, "rolebinding etcd-tls-sign", "failing", "there is none").await;
+    let readers = "rolebinding etcd-tls-trust-reader";
+    found(&kubeconfig, &arguments, readers, "attention", "default etcd-tls-trust-etcd").await;
     installation.approve.signal(nix::sys::signal::Signal::SIGCONT);
     found(&kubeconfig, &arguments, "rolebinding etcd-tls-sign", "ok", "sign may publish").await;
+    found(&kubeconfig, &arguments, readers, "ok", "may watch their trust").await;
 
     // Namespaces that are not it.
     let (all, code) = check(&kubeconfig, &["namespace", "none"]);

@@ -1,6 +1,7 @@
 //! `check namespace`: one namespace and all that its pods need, each tried with the caller's rights.
 //!
 //! ```text
+//! readers     who may watch the trust ConfigMaps
 //! workloads   pods of its workloads, created as a dry run
 //! trust       the trust ConfigMaps and the authorities of its clusters
 //! ```
@@ -37,6 +38,7 @@ use crate::{
     status::{self, State, duration},
 };
 
+mod readers;
 mod trust;
 mod workloads;
 
@@ -75,6 +77,7 @@ pub(super) async fn look(cluster: &Cluster, name: &str) -> Result<Vec<Finding>, 
     let settings: Vec<(Settings, String)> = pods.iter().filter_map(facts).collect();
     findings.extend(requesters(&client, name, opted_in, &settings).await);
     findings.push(binding(&client, name).await);
+    findings.extend(readers::look(&client, name, opted_in, &settings).await);
     findings.extend(trust::look(&client, name, settings.iter().map(|(settings, _)| settings)).await);
     let facts = NamespaceFacts { uid: found.metadata.uid.unwrap_or_default(), opted_in: true, deleting, hosts: false };
     findings.extend(install::policies(&client, cluster, namespaces::Map::from([(name.to_owned(), facts)])).await);

@@ -133,6 +133,8 @@ pub(super) fn approve(t: &mut Of<'_>, scene: &Scene) {
         Refused("not currently held"),
     );
     role_bindings(t);
+    readers::roles(t);
+    readers::bindings(t);
     t.other_name_refused("admissionregistration.k8s.io/validatingadmissionpolicies", &["get"], VAP, "other");
     t.other_name_refused("admissionregistration.k8s.io/validatingadmissionpolicybindings", &["get"], VAPB, "other");
 }

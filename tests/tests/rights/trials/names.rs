@@ -65,7 +65,9 @@ pub(super) fn all() -> Rules {
     of.add(APPROVE, &[signers], &["approve"], &[SIGNERS.as_slice(), &["etcd-tls.dev/*"]].concat());
     of.add(APPROVE, &[&rbac("clusterrolebindings")], &["get", "list", "watch", "create", "patch"], &REQUESTERS);
     let bindings = ["get", "list", "watch", "create", "patch", "delete"];
-    of.add(APPROVE, &[&rbac("rolebindings")], &bindings, &["etcd-tls-sign"]);
+    of.add(APPROVE, &[&rbac("rolebindings")], &bindings, &["etcd-tls-sign", "etcd-tls-trust-reader"]);
+    let roles = [bindings.as_slice(), &["escalate", "bind"]].concat();
+    of.add(APPROVE, &[&rbac("roles")], &roles, &["etcd-tls-trust-reader"]);
     of.add(APPROVE, &[&rbac("clusterroles")], &["bind"], &["etcd-tls-requester", "etcd-tls-trust"]);
     of.add(SIGN, &[signers], &["sign"], &SIGNERS);
     of.add(SIGN, &[MUTATING, VALIDATING], &["get", "patch"], &["etcd-tls"]);
@@ -74,7 +76,6 @@ pub(super) fn all() -> Rules {
         of.add(&role, &["configmaps"], &READ, &["etcd-tls-policy"]);
         of.add(&role, &[leases], &["get", "update"], &[&lease]);
     }
-    of.add("ClusterRole/etcd-tls-requester", &["configmaps"], &["watch"], &["etcd-tls-trust-etcd"]);
     of.add("Role/etcd-tls-lease-lock", &[leases], &["get", "update"], &["etcd-tls-restart-etcd"]);
     of.add("Role/etcd-client-tls", &["secrets"], &["get", "update"], &["etcd-client-tls"]);
     of.add("Role/etcd-tls-hosts", &["configmaps"], &["get", "watch"], &["etcd-tls-trust-etcd"]);

@@ -300,3 +300,159 @@ pub(super) fn name_of(pod: LeanPod) -> (Key, Option<Box<str>>) {
     let name = name.filter(|name| *name != default_name()).map(Into::into);
     (of_pod, name)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    const GRACE: Duration = Duration::from_secs(600);
+
+    fn complete<T>() -> [Event<T>; 2] {
+        [Event::Begins, Event::Complete]
+    }
+
+    fn lab() -> Readers {
+        let mut readers = Readers::new(GRACE);
+        let nothing = || (key(None, None), None);
+        for event in complete::<()>() {
+            readers.roles.take(event, |()| (key(None, None), None), |_, _, _| {});
+        }
+        for event in complete::<()>() {
+            readers.bindings.take(event, |()| (key(None, None), None), |_, _, _| {});
+        }
+        for event in complete::<()>() {
+            readers.names.take(event, Instant::now(), |()| nothing());
+        }
+        readers
+    }
+
+    fn runs(readers: &mut Readers, namespace: &str, pod: &str, name: Option<&str>, now: Instant) {
+        let of = key(Some(namespace), Some(pod));
+        readers.names.take(Event::Applied(()), now, |()| (of, name.map(Into::into)));
+    }
+
+    fn group(namespace: &str) -> Subject {
+        Subject {
+            api_group: Some(RBAC.to_owned()),
+            kind: "Group".to_owned(),
+            name: format!("{SERVICE_ACCOUNTS}{namespace}"),
+            namespace: None,
+        }
+    }
+
+    fn account(namespace: &str, name: &str) -> Subject {
+        Subject {
+            api_group: None,
+            kind: "ServiceAccount".to_owned(),
+            name: name.to_owned(),
+            namespace: Some(namespace.to_owned()),
+        }
+    }
+
+    /// The changes at `now`, as they are written.
+    fn settle(readers: &mut Readers, requesters: &[Subject], now: Instant) -> Vec<String> {
+        let mut all = Vec::new();
+        loop {
+            let (changes, more) = readers.changes(requesters, now, |_| true, |_| true);
+            for change in changes {
+                let super::super::Change::Reader(change) = change else { panic!("{change}") };
+                all.push(change.to_string());
+                let kept = change.object.map(|object| match change.part {
+                    Part::Role => kept_role(&serde_json::from_value::<Role>(object).unwrap().into()).1.unwrap(),
+                    Part::Binding => {
+                        kept_binding(&serde_json::from_value::<RoleBinding>(object).unwrap().into()).1.unwrap()
+                    }
+                });
+                readers.take(change.part, &change.namespace, kept);
+            }
+            if !more {
+                return all;
+            }
+        }
+    }
+
+    fn named(readers: &Readers, namespace: &str) -> Vec<String> {
+        readers.of(Part::Role, namespace).unwrap().names.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_namespace_has_both_objects_for_as_long_as_somebody_there_may_request() {
+        let (mut readers, now) = (lab(), Instant::now());
+        let user = Subject { kind: "User".to_owned(), name: "system:node:cp".to_owned(), ..Subject::default() };
+        let all = [user.clone(), group("a"), account("b", "z"), account("b", "etcd")];
+        let made = settle(&mut readers, &all, now);
+        assert_eq!(made.len(), 4, "{made:?}");
+        assert_eq!(made[0], "a/etcd-tls-trust-reader (Role): made or mended");
+        let other_order = [account("b", "etcd"), user, account("b", "z"), group("a")];
+        assert_eq!(settle(&mut readers, &other_order, now), [""; 0], "nothing is written when nothing changes");
+        let removed = settle(&mut readers, &[group("a")], now);
+        assert_eq!(removed.len(), 2, "{removed:?}");
+        assert!(removed.iter().all(|text| text.starts_with("b/") && text.ends_with("removed")), "{removed:?}");
+        assert!(readers.of(Part::Role, "b").is_none() && readers.of(Part::Role, "a").is_some());
+    }
+
+    #[test]
+    fn the_names_are_those_of_its_pods_for_a_grace_and_so_many() {
+        let (mut readers, now, all) = (lab(), Instant::now(), [group("a"), group("b")]);
+        runs(&mut readers, "a", "p", Some("etcd-tls-trust-events"), now);
+        settle(&mut readers, &all, now);
+        assert_eq!((named(&readers, "a"), named(&readers, "b").len()), (vec!["etcd-tls-trust-events".to_owned()], 0));
+        runs(&mut readers, "a", "p", None, now);
+        assert_eq!(settle(&mut readers, &all, now), [""; 0], "within the grace");
+        assert_eq!(readers.next_end(), Some(now + GRACE));
+        assert_eq!(settle(&mut readers, &all, now + GRACE).len(), 1);
+        assert!(named(&readers, "a").is_empty() && readers.next_end().is_none());
+        for n in 0..100 {
+            runs(&mut readers, "b", &format!("p{n}"), Some(&format!("etcd-tls-trust-c{n}")), now);
+        }
+        settle(&mut readers, &all, now + GRACE);
+        assert_eq!(named(&readers, "b").len(), 50);
+    }
+
+    #[test]
+    fn a_successor_keeps_the_names_for_a_grace() {
+        let (mut first, now, all) = (lab(), Instant::now(), [group("a")]);
+        runs(&mut first, "a", "p", Some("etcd-tls-trust-events"), now);
+        settle(&mut first, &all, now);
+        let mut next = lab();
+        for part in [Part::Role, Part::Binding] {
+            next.take(part, "a", first.of(part, "a").cloned());
+        }
+        assert_eq!(settle(&mut next, &all, now), [""; 0]);
+        assert_eq!(settle(&mut next, &all, now + GRACE).len(), 1);
+    }
+
+    #[test]
+    fn what_is_not_ours_is_left_alone_where_nobody_opted_in() {
+        let (mut readers, now) = (lab(), Instant::now());
+        let by_hand: Role = serde_json::from_value(json!({"metadata": {"name": READER, "namespace": "a"}})).unwrap();
+        readers.take(Part::Role, "a", kept_role(&Lean(by_hand, false)).1);
+        let mut theirs = binding(&[&group("a")]);
+        theirs["metadata"] = json!({"name": READER, "namespace": "a"});
+        theirs["roleRef"]["name"] = "view".into();
+        let theirs = serde_json::from_value(theirs).unwrap();
+        readers.take(Part::Binding, "a", kept_binding(&Lean(theirs, false)).1);
+        assert_eq!(settle(&mut readers, &[], now), [""; 0]);
+        assert_eq!(readers.foreign().map(|(namespace, _)| namespace).collect::<Vec<_>>(), ["a"]);
+        // Where the namespace opts in, the Role is taken over; what another binding gives is not ours to say.
+        assert_eq!(settle(&mut readers, &[group("a")], now), ["a/etcd-tls-trust-reader (Role): made or mended"]);
+    }
+
+    #[test]
+    fn a_look_writes_so_many_and_one_that_waits_keeps_no_other() {
+        let (mut readers, now) = (lab(), Instant::now());
+        let all: Vec<Subject> = (0..1000).map(|n| group(&format!("ns-{n:04}"))).collect();
+        let (changes, more) = readers.changes(&all, now, |_| true, |name| !name.starts_with("ns-00"));
+        assert!(more && changes.len() == AT_A_LOOK);
+        assert!(changes[0].to_string().starts_with("ns-0100/"), "{}", changes[0]);
+        assert_eq!(settle(&mut readers, &all, now).len(), 2000);
+        // Without the right to one of the lists nothing is written, and nothing is waited for.
+        let mut blind = Readers::new(GRACE);
+        runs(&mut blind, "a", "p", Some("etcd-tls-trust-events"), now);
+        runs(&mut blind, "a", "p", None, now);
+        assert_eq!(blind.changes(&all, now, |_| true, |_| true), (Vec::new(), false));
+        assert_eq!(blind.next_end(), None);
+    }
+}
