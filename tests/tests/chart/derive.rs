@@ -19,8 +19,7 @@ const fn plain(manifest: &'static str) -> Source {
 
 const AFTER_REQUESTER: &str = "---
 # `approve` keeps the subjects";
-const RULE_OF_REQUESTER: &str = "{{- end }}
-{{- if .Values.certManager.issuers }}
+const RULE_OF_REQUESTER: &str = "{{- if .Values.certManager.issuers }}
 - apiGroups: [cert-manager.io]
   resources: [certificaterequests]
   verbs: [create, get]
@@ -341,23 +340,7 @@ const SOURCES: &[Source] = &[
             Edit(1, AFTER_ADMIT_ACCOUNT, "automountServiceAccountToken: false\n---\n{{- end }}\n"),
         ],
     },
-    Source {
-        manifest: "rbac-requesters.yaml",
-        when: None,
-        edits: &[
-            Edit(1, AFTER_REQUESTER, RULE_OF_REQUESTER),
-            Edit(
-                1,
-                "# etcd-tls-trust-<cluster>, so that",
-                "{{- if .Values.clusters }}\n# etcd-tls-trust-<cluster>, so that",
-            ),
-            Edit(
-                1,
-                "[etcd-tls-trust-etcd]",
-                "[{{ range $i, $name := .Values.clusters }}{{ if $i }}, {{ end }}etcd-tls-trust-{{ $name }}{{ end }}]",
-            ),
-        ],
-    },
+    Source { manifest: "rbac-requesters.yaml", when: None, edits: &[Edit(1, AFTER_REQUESTER, RULE_OF_REQUESTER)] },
     Source { manifest: "rbac-approve.yaml", when: None, edits: &[Edit(1, AFTER_SIGN, RULE_OF_APPROVE)] },
     Source { manifest: "rbac-sign.yaml", when: None, edits: &[Edit(1, AFTER_SIGN, RULE_OF_SIGN)] },
     plain("rbac-authorities.yaml"),

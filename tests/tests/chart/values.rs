@@ -147,14 +147,13 @@ fn values_reach_the_objects() {
                 "pullSecrets": ["pull"],
             },
             "policy": {"clusterDomain": "example.test"},
-            "clusters": ["etcd", "events"],
             "log": {"level": "info,etcd_tls_webhook=debug", "format": "json"},
             "admit": {
                 "replicas": 1,
                 "resources": {"limits": {"memory": "256Mi"}},
                 "flags": {"workers": 2, "leave-out": ["kube-system", "etcd-tls-system", "infra"], "sidecar-user": 1_000_680_000},
             },
-            "approve": {"flags": {"live-reads": true}},
+            "approve": {"flags": {"live-reads": true, "no-trust-watch": true}},
             "sign": {"flags": {"live-reads": false, "max-lifetime": "1h30m"}},
             "nodeSelector": {"pool": "infra"},
             "tolerations": [{"operator": "Exists"}],
@@ -193,7 +192,9 @@ fn values_reach_the_objects() {
     for argument in ["--workers=2", "--leave-out=kube-system,etcd-tls-system,infra", "--sidecar-user=1000680000"] {
         assert!(admit.contains(&argument.to_owned()), "{argument}: {admit:?}");
     }
-    assert!(arguments("approve").contains(&"--live-reads".to_owned()));
+    for argument in ["--live-reads", "--no-trust-watch"] {
+        assert!(arguments("approve").contains(&argument.to_owned()), "{argument}");
+    }
     let sign = arguments("sign");
     assert!(sign.contains(&"--external-serving-pair".to_owned()), "{sign:?}");
     assert!(
@@ -216,11 +217,6 @@ fn values_reach_the_objects() {
         let injected = &of(kind, "etcd-tls")["metadata"]["annotations"]["cert-manager.io/inject-ca-from"];
         assert_eq!(*injected, "etcd-tls-system/etcd-tls-admit", "{kind}");
     }
-    let watched = of("ClusterRole", "etcd-tls-requester").to_string();
-    assert!(watched.contains(r#"["etcd-tls-trust-etcd","etcd-tls-trust-events"]"#), "{watched}");
-    let none = rendered(&helm, &json!({"clusters": []})).into_iter().find(|((_, _, n), _)| n == "etcd-tls-requester");
-    let none = none.expect("the ClusterRole").1.to_string();
-    assert!(!none.contains("configmaps") && none.contains("certificatesigningrequests"), "{none}");
     let admit = of("Deployment", "etcd-tls-admit");
     assert_eq!(admit["spec"]["replicas"], 1);
     let pod = &admit["spec"]["template"]["spec"];
@@ -289,7 +285,6 @@ fn values_that_make_no_sense_are_refused() {
             }),
         ),
         ("a serving pair of no issuer", json!({"certManager": {"servingPair": {"enabled": true}}})),
-        ("a cluster of no name", json!({"clusters": ["*"]})),
         ("a policy that is a list", json!({"policy": ["keys"]})),
         ("a node label that is a number", json!({"nodeSelector": {"pool": 1}})),
         ("tolerations that are a map", json!({"tolerations": {"operator": "Exists"}})),
@@ -297,7 +292,6 @@ fn values_that_make_no_sense_are_refused() {
         ("a toleration of no effect that there is", json!({"tolerations": [{"key": "a", "effect": "Never"}]})),
         ("an affinity to nothing", json!({"affinity": {"zone": "a"}})),
         ("an affinity of another shape", json!({"affinity": {"podAntiAffinity": {"required": []}}})),
-        ("a cluster that is named twice", json!({"clusters": ["etcd", "etcd"]})),
         ("an unknown key of the policy", json!({"policy": {"clusterDomian": "a"}})),
         ("a policy's life in days", json!({"policy": {"lifetime": {"min": "7d"}}})),
         ("a policy's unknown algorithm", json!({"policy": {"keys": ["rsa-1024"]}})),

@@ -42,7 +42,6 @@ fn the_actors_have_the_rights_of_the_manifests() {
         let said = match (rule.resource.as_str(), rule.verb.as_str()) {
             ("certificates.k8s.io/certificatesigningrequests", "create") => "create CSRs",
             ("certificates.k8s.io/certificatesigningrequests", "get") => "get every CSR by its name",
-            ("configmaps", "watch") => "watch ConfigMap `etcd-tls-trust-etcd` of every namespace",
             // The policies on requests ask for it; no API has the resource.
             ("etcd-tls.dev/signers", "request") => "the pod's bound token",
             ("cert-manager.io/certificaterequests", "create" | "get") => {

@@ -44,7 +44,7 @@ impl Metrics {
                 "approved_by_others",
                 "1 for each issuer of --approve-issuer of which another approver has approved a pod's CertificateRequest since the start",
             ),
-            binding_writes: metric(registry, "binding_writes", "Bindings written"),
+            binding_writes: metric(registry, "binding_writes", "Bindings, and Roles of those who watch trust, written"),
             foreign_bindings: metric(
                 registry,
                 "foreign_bindings",

@@ -179,7 +179,8 @@ impl Reconciler {
             let of_requesters = select_all(requesters.iter_mut().map(|events| events.next().boxed()));
             tokio::select! {
                 event = pods.next() => match event {
-                    Ok(event) => term.accounts.take(event, Instant::now(), account),
+                    Ok(event) if term.accounts.take(event, Instant::now(), account) => {}
+                    Ok(_) => continue,
                     Err(error) => tracing::warn!(%error, "cannot watch labelled pods; trying again"),
                 },
                 event = sign.next() => match event {
@@ -187,17 +188,18 @@ impl Reconciler {
                     Err(error) => tracing::warn!(%error, "cannot watch RoleBindings; trying again"),
                 },
                 event = injected.next() => match event {
-                    Ok(event) => term.readers.names.take(event, Instant::now(), readers::name_of),
+                    Ok(event) if term.readers.names.take(event, Instant::now(), readers::name_of) => {}
+                    Ok(_) => continue,
                     Err(error) => tracing::warn!(%error, "cannot watch injected pods; trying again"),
                 },
                 event = reader_roles.next() => match event {
-                    Ok(event) => term.readers.roles.take(event, |role| readers::kept_role(&role), |_, _, _| {}),
+                    Ok(event) if readers::sees(&mut term.readers.roles, event, readers::kept_role) => {}
+                    Ok(_) => continue,
                     Err(error) => tracing::warn!(%error, "cannot watch Roles; trying again"),
                 },
                 event = reader_bindings.next() => match event {
-                    Ok(event) => {
-                        term.readers.bindings.take(event, |binding| readers::kept_binding(&binding), |_, _, _| {});
-                    }
+                    Ok(event) if readers::sees(&mut term.readers.bindings, event, readers::kept_binding) => {}
+                    Ok(_) => continue,
                     Err(error) => tracing::warn!(%error, "cannot watch RoleBindings; trying again"),
                 },
                 (event, number, _) = of_requesters => match event {

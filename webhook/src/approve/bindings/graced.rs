@@ -56,10 +56,17 @@ impl Graced {
         self.pods.is_complete()
     }
 
-    /// Takes an event of the pods; `keep` says a pod's name, `None` where it has none.
-    pub(super) fn take<T>(&mut self, event: Event<T>, now: Instant, keep: impl FnOnce(T) -> (Key, Option<Box<str>>)) {
+    /// Takes an event of the pods; `keep` says a pod's name, `None` where it has none. True if anything has changed by it.
+    pub(super) fn take<T>(
+        &mut self,
+        event: Event<T>,
+        now: Instant,
+        keep: impl FnOnce(T) -> (Key, Option<Box<str>>),
+    ) -> bool {
         let Self { pods, namespaces, next, .. } = self;
+        let mut changed = matches!(event, Event::Complete);
         pods.take(event, keep, |(namespace, _), before, after| {
+            changed = true;
             if let Some(name) = after {
                 let held = entry(namespaces, namespace, name, Since::Now, next);
                 held.pods += 1;
@@ -77,6 +84,7 @@ impl Graced {
                 }
             }
         });
+        changed
     }
 
     /// Names that were held when this replica began to lead: how long ago their last pods ended is not known, so

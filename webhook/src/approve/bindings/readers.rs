@@ -18,7 +18,6 @@ use k8s_openapi::{
     api::rbac::v1::{PolicyRule, Role, RoleBinding, RoleRef, Subject},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::time::{Duration, Instant};
 
@@ -85,7 +84,7 @@ pub(super) struct Kept {
     ours: bool,
     /// A RoleBinding of another role, which cannot be changed.
     foreign: bool,
-    /// Of its rules or its subjects.
+    /// Of the names or the subjects; 0 where more or something else is in it.
     digest: u64,
     /// The ConfigMaps that a Role names, but that of cluster `etcd`.
     names: Box<[Box<str>]>,
@@ -142,7 +141,7 @@ impl Readers {
         }
         self.names.settle(now, exists);
 
-        let wanted = by_namespace(requesters);
+        let (wanted, default) = (by_namespace(requesters), default_name());
         let mut changes = Vec::new();
         // Whether there is room for one more.
         let mut has_room = |part: Part, namespace: &str, changes: &[super::Change]| {
@@ -150,8 +149,9 @@ impl Readers {
         };
         let mut more = false;
         for (namespace, subjects) in &wanted {
-            let rules = [rule(self.names.of(namespace))];
-            for (part, digest) in [(Part::Role, digest(&rules)), (Part::Binding, digest(subjects))] {
+            let names: BTreeSet<&str> = self.names.of(namespace).chain([&*default]).collect();
+            let of_subjects = digest_of_subjects(subjects.iter().copied());
+            for (part, digest) in [(Part::Role, digest(names.iter().copied())), (Part::Binding, of_subjects)] {
                 let well = |kept: &Kept| kept.foreign || (kept.ours && kept.digest == digest);
                 if self.of(part, namespace).is_some_and(well) {
                     continue;
@@ -159,7 +159,7 @@ impl Readers {
                 match has_room(part, namespace, &changes) {
                     Some(true) => {
                         let object = Some(match part {
-                            Part::Role => role(&rules),
+                            Part::Role => role(names.iter().copied()),
                             Part::Binding => binding(subjects),
                         });
                         let change = Change { part, namespace: (*namespace).to_owned(), object, uid: None };
@@ -226,11 +226,10 @@ fn default_name() -> String {
 }
 
 fn rule<'a>(names: impl Iterator<Item = &'a str>) -> PolicyRule {
-    let names: BTreeSet<String> = names.map(str::to_owned).chain([default_name()]).collect();
     PolicyRule {
         api_groups: Some(vec![String::new()]),
         resources: Some(vec!["configmaps".to_owned()]),
-        resource_names: Some(names.into_iter().collect()),
+        resource_names: Some(names.map(str::to_owned).collect()),
         verbs: vec!["get".to_owned(), "watch".to_owned()],
         ..PolicyRule::default()
     }
@@ -240,8 +239,8 @@ fn metadata() -> Value {
     json!({"name": READER, "labels": {OUR_LABEL.0: OUR_LABEL.1}})
 }
 
-fn role(rules: &[PolicyRule]) -> Value {
-    json!({"apiVersion": format!("{RBAC}/v1"), "kind": "Role", "metadata": metadata(), "rules": rules})
+fn role<'a>(names: impl Iterator<Item = &'a str>) -> Value {
+    json!({"apiVersion": format!("{RBAC}/v1"), "kind": "Role", "metadata": metadata(), "rules": [rule(names)]})
 }
 
 fn binding(subjects: &[&Subject]) -> Value {
@@ -251,31 +250,51 @@ fn binding(subjects: &[&Subject]) -> Value {
     })
 }
 
-fn digest(content: &impl Serialize) -> u64 {
+fn digest<'a>(parts: impl Iterator<Item = &'a str>) -> u64 {
     let mut hasher = DefaultHasher::new();
-    serde_json::to_vec(content).unwrap_or_default().hash(&mut hasher);
+    parts.for_each(|part| part.hash(&mut hasher));
     hasher.finish()
 }
 
-fn kept(metadata: &ObjectMeta, digest: Option<u64>) -> Kept {
+fn digest_of_subjects<'a>(subjects: impl Iterator<Item = &'a Subject>) -> u64 {
+    let parts = |Subject { api_group, kind, name, namespace }: &'a Subject| {
+        [api_group.as_deref().unwrap_or_default(), kind, name, namespace.as_deref().unwrap_or_default()]
+    };
+    digest(subjects.flat_map(parts))
+}
+
+fn kept(metadata: &ObjectMeta, digest: u64) -> Kept {
     let ours = |labels: &BTreeMap<String, String>| labels.get(OUR_LABEL.0).is_some_and(|value| value == OUR_LABEL.1);
     Kept {
         uid: metadata.uid.clone(),
         ours: metadata.labels.as_ref().is_some_and(ours),
         foreign: false,
-        digest: digest.unwrap_or_default(),
+        digest,
         names: Box::default(),
     }
 }
 
+/// Takes an event of one of the lists. True if anything has changed by it.
+pub(super) fn sees<T>(
+    listed: &mut Listed<Kept>,
+    event: Event<T>,
+    keep: impl FnOnce(&T) -> (Key, Option<Kept>),
+) -> bool {
+    let mut changed = matches!(event, Event::Complete);
+    listed.take(event, |object| keep(&object), |_, _, _| changed = true);
+    changed
+}
+
 /// The kept facts of a Role. One that is larger than ours is as one without rules.
 pub(super) fn kept_role(Lean(role, cut): &Lean<Role>) -> (Key, Option<Kept>) {
-    let rules = role.rules.as_deref().unwrap_or_default();
-    let named = rules.iter().flat_map(|rule| rule.resource_names.iter().flatten());
-    let default = default_name();
-    let others = named.filter(|name| name.starts_with(&names::trust_config_map("")) && **name != default);
-    let names = others.map(|name| name.as_str().into()).collect();
-    let kept = Kept { names, ..kept(&role.metadata, (!cut).then(|| digest(&rules))) };
+    let named = || {
+        let rules = role.rules.iter().flatten();
+        rules.flat_map(|rule| rule.resource_names.iter().flatten()).map(String::as_str)
+    };
+    let well = !cut && role.rules.as_ref().is_some_and(|rules| *rules == [rule(named())]);
+    let (prefix, default) = (names::trust_config_map(""), default_name());
+    let names = named().filter(|name| name.starts_with(&prefix) && *name != default).map(Into::into).collect();
+    let kept = Kept { names, ..kept(&role.metadata, if well { digest(named()) } else { 0 }) };
     (key(role.metadata.namespace.as_deref(), Some(READER)), Some(kept))
 }
 
@@ -284,7 +303,8 @@ pub(super) fn kept_binding(Lean(binding, cut): &Lean<RoleBinding>) -> (Key, Opti
     let RoleRef { kind, name, .. } = &binding.role_ref;
     let subjects = binding.subjects.as_deref().unwrap_or_default();
     let foreign = !cut && (kind != "Role" || name != READER);
-    let kept = Kept { foreign, ..kept(&binding.metadata, (!cut).then(|| digest(&subjects))) };
+    let digest = if *cut { 0 } else { digest_of_subjects(subjects.iter()) };
+    let kept = Kept { foreign, ..kept(&binding.metadata, digest) };
     (key(binding.metadata.namespace.as_deref(), Some(READER)), Some(kept))
 }
 
@@ -309,22 +329,13 @@ mod tests {
 
     const GRACE: Duration = Duration::from_secs(600);
 
-    fn complete<T>() -> [Event<T>; 2] {
-        [Event::Begins, Event::Complete]
-    }
-
+    /// Every list is complete, and empty.
     fn lab() -> Readers {
         let mut readers = Readers::new(GRACE);
-        let nothing = || (key(None, None), None);
-        for event in complete::<()>() {
-            readers.roles.take(event, |()| (key(None, None), None), |_, _, _| {});
-        }
-        for event in complete::<()>() {
-            readers.bindings.take(event, |()| (key(None, None), None), |_, _, _| {});
-        }
-        for event in complete::<()>() {
-            readers.names.take(event, Instant::now(), |()| nothing());
-        }
+        let complete = || Event::<()>::Complete;
+        readers.roles.take(complete(), |()| (key(None, None), None), |_, _, _| {});
+        readers.bindings.take(complete(), |()| (key(None, None), None), |_, _, _| {});
+        readers.names.take(complete(), Instant::now(), |()| (key(None, None), None));
         readers
     }
 

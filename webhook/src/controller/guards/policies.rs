@@ -75,7 +75,7 @@ impl Guard {
         match self {
             Self::Requests => "no service account is given the right to request",
             Self::RequestWrites => "no request is approved, signed or deleted",
-            Self::Bindings => "no binding is written",
+            Self::Bindings => "no binding and no Role is written",
             Self::Secrets => "no Secret is written, no CA is made and no serving pair renewed",
             Self::Trust => "no trust bundle is written",
             Self::Webhooks => "caBundle is not written",
