@@ -323,7 +323,9 @@ async fn an_uninstall_leaves_what_the_page_says_and_nothing_else() {
         let left = step(&installation, "kubectl get rolebindings")?;
         // The pod with which the installation proves that admission answers opted in by its own label: ten minutes.
         let kept = |line: &&str| line.starts_with("etcd-tls-system ") || line.starts_with("installation-probe ");
-        let others: Vec<&str> = left.lines().skip(1).filter(|line| !kept(line)).collect();
+        let readers = step(&installation, "kubectl get roles,rolebindings")?;
+        let readers = readers.lines().filter(|line| line.contains("etcd-tls-trust-reader"));
+        let others: Vec<&str> = left.lines().skip(1).chain(readers).filter(|line| !kept(line)).collect();
         if others.is_empty() { Ok(()) } else { Err(format!("{others:?}")) }
     })
     .await;

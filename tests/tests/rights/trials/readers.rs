@@ -87,15 +87,15 @@ pub(super) fn roles(t: &mut Of<'_>) {
     );
     t.try_(r, "delete", "who opted out", Call::delete(one("roles", "prod")).dry(), Works);
     // Other roles.
-    for (what, role, why) in [
-        ("another Role", json!({"kind": "Role", "name": "etcd-client-tls"}), "not currently held"),
-        ("cluster-admin", json!({"kind": "ClusterRole", "name": "cluster-admin"}), "not currently held"),
-        ("where sign publishes", json!({"kind": "ClusterRole", "name": "etcd-tls-trust"}), "etcd-tls: approve binds"),
+    for (what, namespace, role, why) in [
+        ("another Role", "prod", json!({"kind": "Role", "name": "etcd-client-tls"}), "not currently held"),
+        ("cluster-admin", "web", json!({"kind": "ClusterRole", "name": "cluster-admin"}), "not currently held"),
+        ("sign's", "web", json!({"kind": "ClusterRole", "name": "etcd-tls-trust"}), "etcd-tls: approve binds"),
     ] {
-        let mut binding = reader_binding("web", own("web"));
+        let mut binding = reader_binding(namespace, own(namespace));
         binding["roleRef"] = role;
         binding["roleRef"]["apiGroup"] = "rbac.authorization.k8s.io".into();
-        t.try_(r, "bind", what, Call::apply(one("rolebindings", "web"), binding), Refused(why));
+        t.try_(r, "bind", what, Call::apply(one("rolebindings", namespace), binding), Refused(why));
     }
     let mut sign = trust_binding("web", sign_subject());
     sign["roleRef"] = json!({"kind": "Role", "name": NAME, "apiGroup": "rbac.authorization.k8s.io"});

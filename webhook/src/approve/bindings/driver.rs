@@ -42,7 +42,7 @@ use crate::{
         client::{ApiServerError, within},
         events::{Recorder, reasons::FOREIGN_BINDING},
         facts::LeanPod,
-        listed::{Event, Events, Key, Object, Source, key},
+        listed::{Event, Events, Key, Object, Source, WatchError, key},
         namespaces, policy,
     },
     platform::shutdown::until,
@@ -177,46 +177,52 @@ impl Reconciler {
         let mut took = Duration::ZERO;
         loop {
             let of_requesters = select_all(requesters.iter_mut().map(|events| events.next().boxed()));
-            tokio::select! {
+            let changed = tokio::select! {
                 event = pods.next() => match event {
-                    Ok(event) if term.accounts.take(event, Instant::now(), account) => {}
-                    Ok(_) => continue,
-                    Err(error) => tracing::warn!(%error, "cannot watch labelled pods; trying again"),
+                    Ok(event) => term.accounts.take(event, Instant::now(), account),
+                    Err(error) => failed_to_watch("labelled pods", &error),
                 },
                 event = sign.next() => match event {
-                    Ok(event) => term.observed.sign.take(event, sign_binding, |_, _, _| {}),
-                    Err(error) => tracing::warn!(%error, "cannot watch RoleBindings; trying again"),
+                    Ok(event) => {
+                        term.observed.sign.take(event, sign_binding, |_, _, _| {});
+                        true
+                    }
+                    Err(error) => failed_to_watch("RoleBindings", &error),
                 },
                 event = injected.next() => match event {
-                    Ok(event) if term.readers.names.take(event, Instant::now(), readers::name_of) => {}
-                    Ok(_) => continue,
-                    Err(error) => tracing::warn!(%error, "cannot watch injected pods; trying again"),
+                    Ok(event) => term.readers.names.take(event, Instant::now(), readers::name_of),
+                    Err(error) => failed_to_watch("injected pods", &error),
                 },
                 event = reader_roles.next() => match event {
-                    Ok(event) if readers::sees(&mut term.readers.roles, event, readers::kept_role) => {}
-                    Ok(_) => continue,
-                    Err(error) => tracing::warn!(%error, "cannot watch Roles; trying again"),
+                    Ok(event) => readers::sees(&mut term.readers.roles, event, readers::kept_role),
+                    Err(error) => failed_to_watch("Roles", &error),
                 },
                 event = reader_bindings.next() => match event {
-                    Ok(event) if readers::sees(&mut term.readers.bindings, event, readers::kept_binding) => {}
-                    Ok(_) => continue,
-                    Err(error) => tracing::warn!(%error, "cannot watch RoleBindings; trying again"),
+                    Ok(event) => readers::sees(&mut term.readers.bindings, event, readers::kept_binding),
+                    Err(error) => failed_to_watch("RoleBindings", &error),
                 },
                 (event, number, _) = of_requesters => match event {
-                    Ok(event) => term.observed.requesters[number].take(event, subjects, |_, _, _| {}),
+                    Ok(event) => {
+                        term.observed.requesters[number].take(event, subjects, |_, _, _| {});
+                        true
+                    }
                     Err(error) => {
                         term.failed.insert(number);
-                        tracing::warn!(%error, "cannot watch a ClusterRoleBinding; trying again");
+                        failed_to_watch("a ClusterRoleBinding", &error);
+                        true
                     }
                 },
-                Ok(()) = self.namespaces.changed() => {}
-                Ok(()) = self.policy.changed() => {}
+                Ok(()) = self.namespaces.changed() => true,
+                Ok(()) = self.policy.changed() => true,
                 () = async { match next { Some(next) => sleep_until(next).await, None => std::future::pending().await } } => {
                     let began = Instant::now();
                     next = self.mend(&mut term).await;
                     took = began.elapsed();
-                    continue;
+                    false
                 }
+            };
+            if !changed {
+                continue;
             }
             // Changes are gathered for a short time: many namespaces then cost few writes.
             let soon = Instant::now() + took.clamp(GATHER, LONGEST_GATHER);
@@ -426,6 +432,12 @@ where
         Err(error) if error.is_not_found() => Ok(()),
         Err(error) => Err(error),
     }
+}
+
+/// Says it; nothing has changed by it.
+fn failed_to_watch(what: &str, error: &WatchError) -> bool {
+    tracing::warn!(%error, "cannot watch {what}; trying again");
+    false
 }
 
 /// Takes what was written as if the watches had brought it.
