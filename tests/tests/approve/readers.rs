@@ -171,7 +171,7 @@ async fn the_accounts_of_a_namespace_watch_its_own_trust_and_nothing_else() {
     roles.patch(READER, &PatchParams::default(), &Patch::Merge(rules)).await.expect("patch");
     eventually("the names", LIMIT, || async {
         let names = names(&lab, "a").await;
-        if names.len() == 2 { Ok(()) } else { Err(names) }
+        if names.len() == 2 { Ok(()) } else { Err(format!("{names:?}")) }
     })
     .await;
     loses(&of_a, "a", "app").await;
