@@ -30,7 +30,7 @@ const SAME: [(&str, &str, &str, &str); 16] = [
     (
         "operations.md",
         "more than 50 service accounts",
-        "webhook/src/approve/bindings/accounts.rs",
+        "webhook/src/approve/bindings/graced.rs",
         "pub(super) const MAX_OF_NAMESPACE: usize = 50;",
     ),
     (
