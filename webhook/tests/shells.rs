@@ -27,6 +27,8 @@ use serde_json::{Value, json};
 
 #[path = "shells/endings.rs"]
 mod endings;
+#[path = "shells/field.rs"]
+mod field;
 #[path = "shells/grammar.rs"]
 mod grammar;
 #[path = "shells/idioms.rs"]

@@ -4,18 +4,18 @@
 use super::*;
 
 /// The container's command, its arguments and its variable.
-type Known =
+pub(super) type Known =
     (&'static str, &'static [&'static str], &'static [&'static str], Option<(&'static str, &'static str)>, Right);
 
 /// What is right.
 #[derive(Clone, Copy, Debug)]
-enum Right {
+pub(super) enum Right {
     /// It is injected into, and a real shell gives no option twice.
     Injected,
     /// It is refused in these words: a reader cannot know, or its etcd would lack what it needs.
     Refused(&'static str),
 }
-use Right::{Injected, Refused};
+pub(super) use Right::{Injected, Refused};
 
 const KNOWN: &[Known] = &[
     ("gosu-script", &["gosu", "etcd", "@WORK@/run"], &[], None, Refused("a program that can run etcd as it likes")),
@@ -144,11 +144,11 @@ const KNOWN: &[Known] = &[
     ("timeout", &["timeout", "10", "etcd", "--cert-file=/x"], &[], None, Injected),
 ];
 
-#[test]
-fn each_command_line_from_the_field_becomes_what_is_right_for_it() {
-    let laboratory = Laboratory::new("known");
+/// Tries each command line of a table; returns the faults, and how many are refused.
+pub(super) fn faults(name: &str, table: &[Known]) -> (Vec<String>, usize) {
+    let laboratory = Laboratory::new(name);
     let (mut faults, mut refused) = (Vec::new(), 0);
-    for (at, (name, command, args, variable, right)) in KNOWN.iter().enumerate() {
+    for (at, (name, command, args, variable, right)) in table.iter().enumerate() {
         let directory = laboratory.case(at);
         let path = |name: &str| directory.join(name).display().to_string();
         let here = |words: &[&str]| -> Vec<String> {
@@ -174,6 +174,12 @@ fn each_command_line_from_the_field_becomes_what_is_right_for_it() {
             (Err(error), _) => faults.push(format!("{name}: {error}")),
         }
     }
+    (faults, refused)
+}
+
+#[test]
+fn each_command_line_from_the_field_becomes_what_is_right_for_it() {
+    let (faults, refused) = faults("known", KNOWN);
     assert!(faults.is_empty(), "{}", faults.join("\n"));
     assert_eq!((KNOWN.len(), refused), (40, 4));
 }

@@ -9,8 +9,8 @@ use crate::injection::{json::Json, view::Container};
 #[derive(Debug, Default)]
 pub(super) struct Environment {
     pub(super) by_name: HashMap<String, Text>,
-    /// True if `envFrom` brings others, of which nothing is known.
-    pub(super) from_elsewhere: bool,
+    /// The beginnings of the names of others that `envFrom` may bring, of which nothing is known.
+    elsewhere: Vec<String>,
     /// How much more text is put together, in bytes; 0: it was too much.
     pub(super) left: usize,
 }
@@ -18,8 +18,9 @@ pub(super) struct Environment {
 impl Environment {
     /// Reads `env`; at most `left` bytes are put together.
     pub(super) fn of(container: &Container<'_>, left: usize) -> Self {
-        let from_elsewhere = !container.list("envFrom").is_empty();
-        let mut environment = Self { by_name: HashMap::new(), from_elsewhere, left };
+        let prefix = |from: &Json<'_>| from.get("prefix").as_str().unwrap_or_default().to_owned();
+        let elsewhere = container.list("envFrom").iter().map(prefix).collect();
+        let mut environment = Self { by_name: HashMap::new(), elsewhere, left };
         for entry in container.list("env") {
             let Some(name) = entry.get("name").as_str() else { continue };
             let text = match entry.get("valueFrom") {
@@ -29,6 +30,11 @@ impl Environment {
             environment.by_name.insert(name.to_owned(), text);
         }
         environment
+    }
+
+    /// True if `envFrom` may bring a variable of this name.
+    pub(super) fn may_bring(&self, name: &str) -> bool {
+        self.elsewhere.iter().any(|prefix| name.starts_with(prefix))
     }
 
     /// `text` as kubelet expands it in `command`, `args` and `env`.
@@ -61,7 +67,7 @@ impl Environment {
                         expanded.append(value, false);
                     }
                 }
-                None if self.from_elsewhere && name.chars().all(upper) => {
+                None if self.may_bring(name) && name.chars().all(upper) => {
                     expanded.append(&Text::hole(format!("${{{name}}}"), Kind::Any), false);
                 }
                 // Kubelet leaves what it does not know, $(hostname) for instance, to the shell.

@@ -64,9 +64,12 @@ const HARMLESS: &str = ": [ test true false echo printf pwd cd sleep wait exit u
 /// Programs that write files, by which a name can become another program's.
 const WRITERS: &str = "cp mv ln install tee curl wget unzip dd";
 const SHELLS: &str = "sh bash ash dash ksh mksh";
+/// Programs that images have in their root directory.
+const AT_ROOT: &str = "tini tini-static dumb-init catatonit gosu su-exec";
 /// Scripts of known images that take etcd's options from the environment alone.
 const IMAGE: &str = "/opt/bitnami/scripts/etcd/entrypoint.sh /opt/bitnami/scripts/etcd/run.sh \
-    /opt/bitnami/scripts/etcd/healthcheck.sh /opt/bitnami/scripts/etcd/prestop.sh /opt/bitnami/scripts/etcd/snapshot.sh";
+    /opt/bitnami/scripts/etcd/healthcheck.sh /opt/bitnami/scripts/etcd/prestop.sh /opt/bitnami/scripts/etcd/snapshot.sh \
+    /opt/bitnami/scripts/etcd/preupgrade.sh";
 /// Each with its letters that take a value, those that take none, its long options without a value (with `=` any is
 /// understood), and how many operands stand before the program; `.` is none.
 const WRAPPERS: &str = "
@@ -84,6 +87,7 @@ const WRAPPERS: &str = "
     catatonit . g . 0
     busybox . . . 0
     env uC i0v ignore-environment 0
+    xargs nILPdsEa 0rtxp null,no-run-if-empty,verbose,exit 0
     gosu . . . 1
     su-exec . . . 1
     s6-setuidgid . . . 1
@@ -102,13 +106,21 @@ pub(super) fn basename(text: &str) -> &str {
 /// The name of a program where it is one of the system's: without a path, or in a directory of programs.
 fn system(text: &str) -> &str {
     let directories = ["/bin", "/sbin", "/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin"];
-    text.rsplit_once('/').map_or(text, |(directory, name)| if directories.contains(&directory) { name } else { "" })
+    match text.rsplit_once('/') {
+        None => text,
+        Some((directory, name)) if directories.contains(&directory) || (directory.is_empty() && has(AT_ROOT, name)) => {
+            name
+        }
+        Some(_) => "",
+    }
 }
 
 /// True if a function of this name would hide a program that is understood.
 pub(super) fn is_known(name: &str) -> bool {
-    !matches!(step(&[Text::known(name)]), Step::Unknown(_, false))
-        || matches!(name, "exec" | "command" | "set" | "export")
+    let step = step(&[Text::known(name)]);
+    matches!(name, "exec" | "command" | "set" | "export")
+        || has(SHELLS, name)
+        || !(name.ends_with("sh") || matches!(step, Step::Unknown(_, false)))
 }
 
 /// The files that a program may write.
@@ -138,7 +150,10 @@ pub(super) fn step(words: &[Text]) -> Step {
     let mut forms = WRAPPERS.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
     if let Some(form) = forms.find(|form| form.first() == Some(&name)) {
         let unknown = || Step::Unknown(format!("runs {name} with options that are not understood"), true);
-        return wrapper(words, &form).unwrap_or_else(unknown);
+        return match wrapper(words, &form) {
+            Some(Step::Wrapper(at, _)) if name == "xargs" && !is_harmless(&words[at..]) => others(program),
+            step => step.unwrap_or_else(unknown),
+        };
     }
     let without = |what: &[&str]| {
         words[1..].iter().all(|word| word.as_str().is_some_and(|text| what.iter().all(|w| !text.contains(w))))
@@ -149,18 +164,31 @@ pub(super) fn step(words: &[Text]) -> Step {
                 && !words.iter().any(|w| w.prefix().starts_with("-f") || w.prefix().starts_with("--file"))
         }
         "sed" => sed::is_plain(&words[1..]),
-        "find" => without(&["-exec", "-ok"]),
+        "find" => {
+            let runs = |at: &usize| words[*at].prefix().starts_with("-exec") || words[*at].prefix().starts_with("-ok");
+            words.iter().all(|word| word.as_str().is_some())
+                && (1..words.len()).filter(runs).all(|at| is_harmless(&words[at + 1..]))
+        }
         "tar" => without(&["exec", "command", "-I", "program"]),
         _ => has(HARMLESS, name),
     };
     if harmless {
         return Step::Harmless;
     }
-    let script = program.ends_with("sh") || has("xargs alias . source eval", name);
-    Step::Unknown(
-        format!("runs {program:?}, a program that can run {} as it likes", if script { "others" } else { "etcd" }),
-        script,
-    )
+    if program.ends_with("sh") || has("alias . source eval", name) {
+        return others(program);
+    }
+    Step::Unknown(format!("runs {program:?}, a program that can run etcd as it likes"), false)
+}
+
+fn others(program: &str) -> Step {
+    Step::Unknown(format!("runs {program:?}, a program that can run others as it likes"), true)
+}
+
+/// True if a program matters to nothing, whatever words follow these.
+fn is_harmless(words: &[Text]) -> bool {
+    let harmless = |name: &str| has(HARMLESS, system(name)) && !has(WRITERS, system(name));
+    words.first().is_none_or(|word| word.as_str().is_some_and(harmless))
 }
 
 fn shell(words: &[Text], name: &str) -> Step {
@@ -268,11 +296,44 @@ pub(super) fn is_name(text: &str) -> bool {
     text.starts_with(letter) && text.chars().all(|c| letter(c) || c.is_ascii_digit())
 }
 
+/// The variables that `etcdctl member add` prints for the shell of the new member.
+pub(super) const MEMBER: [&str; 4] =
+    ["ETCD_NAME", "ETCD_INITIAL_CLUSTER", "ETCD_INITIAL_ADVERTISE_PEER_URLS", "ETCD_INITIAL_CLUSTER_STATE"];
+
+/// True if a text is that of [`MEMBER`].
+pub(super) fn is_member(text: &Text) -> bool {
+    text.prefix().starts_with("ETCD_NAME=\"")
+}
+
+/// The output of a filter, which keeps words whole or leaves a part of a single one.
+pub(super) fn filtered(words: &[Text], input: &Text) -> Option<Text> {
+    let kind = Some(input.kind()).filter(|kind| *kind <= Kind::Words && !input.prefix().starts_with('-'))?;
+    let arguments: Vec<&str> = words[1..].iter().map(Text::as_str).collect::<Option<_>>()?;
+    let number = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_digit());
+    let prints = |program: &str| {
+        let program = program.replace(' ', "");
+        let program = program.trim_start_matches("NR==1").trim_start_matches("END");
+        let field = program.strip_prefix("{print$").and_then(|rest| rest.strip_suffix('}'));
+        field.is_some_and(|field| field == "NF" || number(field))
+    };
+    let (one, name) = (kind == Kind::Word, words.first()?.as_str().map(system)?);
+    let keeps = match (name, arguments.as_slice()) {
+        ("head" | "tail" | "sort" | "uniq", all) => all.iter().all(|word| word.starts_with('-') || number(word)),
+        ("grep" | "egrep", [pattern]) => !pattern.starts_with('-'),
+        ("awk", [program]) => prints(program),
+        ("awk", [by, program]) => one && by.starts_with("-F") && prints(program),
+        ("cut", [by, field] | ["-d", by, field]) => field.starts_with("-f") && (one || by.ends_with(' ')),
+        _ => false,
+    };
+    keeps.then(|| Text::hole(format!("$(… | {name} {})", arguments.join(" ")), kind))
+}
+
 /// The output of `words`; any text if it is not known.
 pub(super) fn output(words: &[Text]) -> Text {
     let shown = format!("$({})", words.iter().map(Text::shown).collect::<Vec<_>>().join(" "));
     let arguments: Vec<&str> = words.iter().skip(1).map(|word| word.as_str().unwrap_or("$")).collect();
     let name = words.first().and_then(Text::as_str).map(system).unwrap_or_default();
+    let etcdctl = words.first().is_some_and(|word| basename(word.prefix()) == "etcdctl");
     let kind = match (name, arguments.as_slice()) {
         ("echo", [first, ..]) if !first.strip_prefix('-').is_some_and(|o| o.chars().all(|c| "neE".contains(c))) => {
             let mut text = Text::default();
@@ -284,6 +345,15 @@ pub(super) fn output(words: &[Text]) -> Text {
                 return text;
             }
             Kind::Any
+        }
+        (_, arguments) if etcdctl && arguments.windows(2).any(|pair| pair == ["member", "add"]) => {
+            let mut text = Text::default();
+            for name in MEMBER {
+                text.push_str(&format!("{name}=\""));
+                text.append(&Text::hole(format!("${{{name}}}"), Kind::Word), false);
+                text.push_str("\"\n");
+            }
+            return text;
         }
         ("printf", _) => match formatted(words) {
             // As `$(…)` leaves it.

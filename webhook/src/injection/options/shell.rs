@@ -94,6 +94,8 @@ pub(super) struct Shell<'e> {
     written: BTreeSet<String>,
     /// Of these it is certain what is in them.
     files: BTreeMap<String, Text>,
+    /// Files of the variables that `etcdctl member add` prints, if there is anything in them.
+    members: BTreeSet<String>,
     /// Where the output of the command goes that is being read, and what is there before, where that is known.
     target: Option<(String, Option<Text>)>,
     /// Names of files that are perhaps written, so that what is in them is not certain later either.
@@ -115,6 +117,8 @@ pub(super) struct Shell<'e> {
     /// Within what may happen or not, and how much of that came of leaving a function or several loops early.
     perhaps: usize,
     left_early: usize,
+    /// How much of it there is at the start of the process that is followed.
+    process: usize,
     /// The turn of a loop.
     turn: Option<usize>,
     /// The function being followed: the uncertainty at its start and the outer values of its local variables.
@@ -169,6 +173,7 @@ impl<'e> Shell<'e> {
             functions: BTreeMap::new(),
             written: BTreeSet::new(),
             files: BTreeMap::new(),
+            members: BTreeSet::new(),
             target: None,
             unsure: BTreeSet::new(),
             recorded: 0,
@@ -181,6 +186,7 @@ impl<'e> Shell<'e> {
             assigning: String::new(),
             perhaps: 0,
             left_early: 0,
+            process: 0,
             turn: None,
             function: None,
             parsing: false,
@@ -254,7 +260,17 @@ impl<'e> Shell<'e> {
 
     /// True if the pod does not set it: a variable that only the script assigns is empty before.
     fn is_new(&self, name: &str) -> bool {
-        !self.environment.from_elsewhere && !self.environment.by_name.contains_key(name)
+        !self.environment.may_bring(name) && !self.environment.by_name.contains_key(name)
+    }
+
+    /// What separates words in expansions: white space, or a comma; `None`: it is not known.
+    fn separator(&self) -> Option<fn(char) -> bool> {
+        match self.variables.get("IFS").map(Vec::as_slice) {
+            None if !self.environment.by_name.contains_key("IFS") => Some(char::is_whitespace),
+            Some([None]) => Some(char::is_whitespace),
+            Some([Some(text)]) if text.as_str() == Some(",") => Some(|c| c == ','),
+            _ => None,
+        }
     }
 
     /// Assigns one of `texts` to a variable.
@@ -277,7 +293,11 @@ impl<'e> Shell<'e> {
         let mut texts: Vec<_> = texts.into_iter().map(plain).collect();
         // A local variable is not what it was before the call.
         let local = self.function.as_ref().filter(|frame| frame.locals.iter().any(|(local, ..)| local == name));
-        if self.perhaps > local.map_or(0, |frame| frame.perhaps) {
+        let mut certain = local.map_or(0, |frame| frame.perhaps);
+        if name == "IFS" {
+            certain = certain.max(self.process);
+        }
+        if self.perhaps > certain {
             let mut before = match self.variables.get(name) {
                 None if self.is_new(name) => vec![None],
                 _ => self.texts(name)?,
@@ -312,8 +332,14 @@ impl<'e> Shell<'e> {
     /// Follows what another process than this shell does.
     fn apart<T>(&mut self, follow: impl FnOnce(&mut Self) -> Followed<T>) -> Followed<T> {
         let main = std::mem::replace(&mut self.main, false);
+        let process = std::mem::replace(&mut self.process, self.perhaps + 1);
+        let separator = self.variables.get("IFS").cloned();
         let done = follow(self)?;
-        self.main = main;
+        (self.main, self.process) = (main, process);
+        match separator {
+            Some(texts) => drop(self.variables.insert("IFS".to_owned(), texts)),
+            None => drop(self.variables.remove("IFS")),
+        }
         Ok(done)
     }
 

@@ -124,6 +124,25 @@ fn a_replacement_that_begins_a_flag_is_refused() {
 
 /// Loops that count, brace sequences, and an entry point that puts the program in front.
 #[test]
+fn the_first_process_of_an_image_stands_in_its_root() {
+    for program in ["/tini", "/dumb-init", "/gosu"] {
+        let options = command(
+            &[program, "--", "etcd", "--cert-file=/a"]
+                .map(|w| if w == "--" && program == "/gosu" { "etcd" } else { w }),
+        );
+        assert_eq!(
+            (options.undetermined.clone(), options.flag(Tool::Etcd, "cert-file")),
+            (None, text("/a")),
+            "{program}"
+        );
+    }
+    // Others of the root are the image's own.
+    for program in ["/nice", "/test", "/run"] {
+        assert!(command(&[program, "etcd"]).undetermined.is_some(), "{program}");
+    }
+}
+
+#[test]
 fn loops_that_count_and_entry_points_are_followed() {
     for script in [
         "for ((i = 0; i < 3; i++)); do C=\"${C:+$C,}e-$i=https://e-$i:2380\"; done; exec etcd --cert-file=/a --initial-cluster $C",
@@ -309,6 +328,13 @@ fn unbounded_growth_is_given_up_on() {
         );
         assert!(options.undetermined_client.is_some(), "{said}");
     }
+}
+
+#[test]
+fn a_command_of_many_forms_is_counted_once() {
+    let branches: String = (0..12).map(|at| format!("{at}) X=A{at};; ")).collect();
+    let options = command(&["sh", "-c", &format!("case $Q in {branches} esac\nexport $X\nexec etcd --cert-file=/a")]);
+    assert_eq!((options.undetermined.clone(), options.flag(Tool::Etcd, "cert-file")), (None, text("/a")));
 }
 
 #[test]

@@ -26,7 +26,7 @@ impl Shell<'_> {
                 let Some(script) = script else {
                     return self.doubt(format!("runs {name}, a file of a name that it writes itself"));
                 };
-                self.child(&script, within(&place(at), &name), words[1..].to_vec(), &own)?;
+                self.child(&script, within(&place(at), &name), words.to_vec(), &own)?;
                 break;
             }
             self.written.extend(programs::writes(words));
@@ -56,7 +56,7 @@ impl Shell<'_> {
                     match name.map(|name| self.file(&name)).transpose()?.flatten() {
                         Some(script) => {
                             let place = within(&place(at), &words[file].shown());
-                            self.child(&script, place, words[file + 1..].to_vec(), &own)?;
+                            self.child(&script, place, words[file..].to_vec(), &own)?;
                         }
                         None => {
                             self.passes(words, &Step::Unknown(String::new(), true));
@@ -80,7 +80,7 @@ impl Shell<'_> {
                         break;
                     };
                     let outer = std::mem::replace(&mut self.read_from, true);
-                    self.child(script, format!("{}, input", place(at)), Vec::new(), &own)?;
+                    self.child(script, format!("{}, input", place(at)), vec![Text::known(&name)], &own)?;
                     self.read_from = outer;
                 }
                 Step::Shell(script, zero, passed) => {
@@ -88,11 +88,12 @@ impl Shell<'_> {
                     self.errexit |= words[1..script]
                         .iter()
                         .any(|word| word.prefix().starts_with('-') && word.shown().contains('e'));
-                    let arguments = words.get(zero + 1..).unwrap_or_default().to_vec();
+                    let arguments = words.get(zero..).filter(|rest| !rest.is_empty()).unwrap_or(&words[..1]).to_vec();
                     self.child(&words[script], place(at + script), arguments, &own)?;
                 }
                 Step::Unknown(why, script) => {
                     self.files.clear();
+                    self.members.clear();
                     self.note(Tool::Etcd, &why, &place(at));
                     if script {
                         self.note(Tool::Etcdctl, &why, &place(at));
@@ -105,12 +106,12 @@ impl Shell<'_> {
         Ok(())
     }
 
-    /// A script of a shell of its own, which has the exported variables and no functions.
+    /// A script of a shell of its own, which has the exported variables and no functions. `arguments`: `$0` and those behind it.
     fn child(
         &mut self,
         script: &Text,
         place: String,
-        arguments: Vec<Text>,
+        mut arguments: Vec<Text>,
         own: &[(String, Vec<Option<Text>>)],
     ) -> Followed {
         if self.environment.by_name.contains_key("BASH_ENV") || self.variables.contains_key("BASH_ENV") {
@@ -120,12 +121,14 @@ impl Shell<'_> {
         let variables = self.variables.clone();
         let exported = self.exported.clone();
         let functions = std::mem::take(&mut self.functions);
-        let lists = std::mem::replace(&mut self.lists, BTreeMap::from([("@".to_owned(), vec![arguments])]));
+        let behind = arguments.split_off(arguments.len().min(1));
+        let passed = BTreeMap::from([("0".to_owned(), vec![arguments]), ("@".to_owned(), vec![behind])]);
+        let lists = std::mem::replace(&mut self.lists, passed);
         // What it assigns is its own.
         let (branch, assignments) = (self.branch, self.assignments);
         self.branch |= self.perhaps > 0;
-        let outer = (self.perhaps, self.left_early, self.turn, self.function.take());
-        (self.perhaps, self.left_early, self.turn) = (0, 0, None);
+        let outer = (self.perhaps, self.left_early, self.process, self.turn, self.function.take());
+        (self.perhaps, self.left_early, self.process, self.turn) = (0, 0, 0, None);
         let level = self.around.level.take();
         for (name, texts) in &mut self.variables {
             let passed = self.exported.contains(name) || self.environment.by_name.contains_key(name);
@@ -134,6 +137,7 @@ impl Shell<'_> {
                 *texts = vec![Some(Text::hole(format!("${{{name}}}"), Kind::Any))];
             }
         }
+        self.variables.remove("IFS");
         for (name, texts) in own {
             self.variables.insert(name.clone(), texts.clone());
             self.exported.insert(name.clone());
@@ -142,7 +146,7 @@ impl Shell<'_> {
         self.follow(script, place)?;
         (self.variables, self.exported, self.functions) = (variables, exported, functions);
         self.lists = lists;
-        (self.perhaps, self.left_early, self.turn, self.function) = outer;
+        (self.perhaps, self.left_early, self.process, self.turn, self.function) = outer;
         self.around.level = level;
         (self.branch, self.assignments) = (branch, assignments);
         self.depth -= 1;

@@ -28,13 +28,13 @@ impl Shell<'_> {
         let empty = self.peek().is_none_or(|c| c.is_whitespace() || ";&|)<>".contains(c));
         name.clone_into(&mut self.assigning);
         let new = if empty { vec![vec![Text::default()]] } else { self.word(false)? };
-        self.assigning.clear();
         let new: Vec<Text> = new.into_iter().map(|mut all| all.pop().unwrap_or_default()).collect();
+        // A shell that is not bash takes `A+=x` for a command.
+        let before = if appends { self.texts(name)? } else { Vec::new() };
+        self.assigning.clear();
         if !appends {
             return Ok(new.into_iter().map(Some).collect());
         }
-        // A shell that is not bash takes `A+=x` for a command.
-        let before = self.texts(name)?;
         let joined = before.iter().flat_map(|old| {
             new.iter().map(|new| {
                 let mut text = old.clone().unwrap_or_default();
@@ -103,6 +103,10 @@ impl Shell<'_> {
                 self.script.at = from;
                 // Assignments before a program hold for it alone; before a builtin they may stay.
                 for (name, [before, value]) in std::mem::take(&mut assigned) {
+                    if name == "IFS" && ["read", "mapfile", "readarray"].contains(&bare.as_str()) {
+                        self.variables.insert(name, before);
+                        continue;
+                    }
                     self.assign(&name, before.into_iter().chain(value.clone()).collect())?;
                     own.push((name, value));
                 }
@@ -136,6 +140,14 @@ impl Shell<'_> {
             let target = self.target.take();
             self.output = self.execute(words, &own)?;
             self.target = target;
+            let silent = match words.first().and_then(Text::as_str) {
+                Some(name) if self.functions.contains_key(name) => false,
+                Some("export" | "readonly" | "local" | "declare" | "typeset") => {
+                    words.get(1).is_some_and(|word| programs::is_name(word.prefix()))
+                }
+                name => name == Some("shift"),
+            };
+            self.commands -= usize::from(silent);
             // From here on all output goes there.
             self.branch |= self.target.is_some() && words.first().and_then(Text::as_str) == Some("exec");
             let printed = files::printed(words, &self.output);
@@ -176,9 +188,6 @@ impl Shell<'_> {
             name if self.functions.contains_key(name) => return self.call(name, &words[1..], own),
             "export" | "readonly" | "local" | "declare" | "typeset" => {
                 let names: Vec<String> = plain()?.iter().map(|&name| name.to_owned()).collect();
-                if names.first().is_some_and(|name| programs::is_name(name)) {
-                    self.commands -= 1;
-                }
                 let declares = matches!(words[0].as_str(), Some("export" | "declare" | "typeset"));
                 for name in names.iter().filter(|name| !name.starts_with('-')) {
                     let exports = declares && (words[0].as_str() == Some("export") || names.iter().any(|n| n == "-x"));
@@ -281,6 +290,12 @@ impl Shell<'_> {
             name @ ("." | "source") => {
                 let file = words.get(1).and_then(Text::as_str).filter(|file| words.len() == 2 && file.contains('/'));
                 let script = file.map(|file| self.file(file)).transpose()?.flatten();
+                if file.is_some_and(|file| self.members.contains(files::path(file))) {
+                    return programs::MEMBER
+                        .iter()
+                        .try_for_each(|name| self.unknown(name, Kind::Word))
+                        .map(|()| Text::default());
+                }
                 let (Some(file), Some(script)) = (file, script) else {
                     return self.doubt(format!("uses {name}, which is not supported"));
                 };
@@ -290,9 +305,19 @@ impl Shell<'_> {
                 return self.doubt(format!("uses {name}, which is not supported"));
             }
             _ => {
-                let copies = first.as_str() == Some("cat") && words.len() == 1 && !self.written.contains("cat");
+                let arguments: Vec<&str> = words[1..].iter().filter_map(Text::as_str).collect();
+                let copies = match (first.as_str(), arguments.as_slice()) {
+                    _ if arguments.len() + 1 < words.len() => false,
+                    (Some(name @ "cat"), []) => !self.written.contains(name),
+                    (Some(name @ ("grep" | "egrep")), ["^ETCD_" | "^ETCD" | "ETCD_" | "ETCD"]) => {
+                        !self.written.contains(name) && input.as_ref().is_some_and(programs::is_member)
+                    }
+                    _ => false,
+                };
                 let tees = first.as_str() == Some("tee") && words.len() == 2;
-                let printed = input.clone().filter(|_| copies || tees);
+                let filter = || input.as_ref().and_then(|input| programs::filtered(words, input));
+                let filter = if self.written.contains(programs::basename(first.prefix())) { None } else { filter() };
+                let printed = input.clone().filter(|_| copies || tees).or(filter);
                 self.input = input;
                 self.apart(|shell| shell.program(words, own, &|_| place.clone()))?;
                 if let (true, Some(file)) = (tees, words[words.len() - 1].as_str()) {

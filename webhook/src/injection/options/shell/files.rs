@@ -9,7 +9,7 @@ const READERS: &str = ": [ test true false echo printf pwd sleep wait exit umask
     read shift";
 
 /// The one name of a path that is written in several ways.
-fn path(name: &str) -> &str {
+pub(super) fn path(name: &str) -> &str {
     let mut path = name;
     while let Some(rest) = path.strip_prefix("./") {
         path = rest;
@@ -26,6 +26,9 @@ impl Shell<'_> {
         });
         if !reads {
             self.files.clear();
+            if words.first().and_then(Text::as_str) != Some("rm") {
+                self.members.clear();
+            }
         }
     }
 
@@ -39,12 +42,16 @@ impl Shell<'_> {
 
     /// The output of a command goes to a file; `None`: to one of an unknown name.
     pub(super) fn redirected(&mut self, operator: &str, target: Option<&str>) {
-        let Some(target) = target else { return self.files.clear() };
+        let Some(target) = target else {
+            self.members.clear();
+            return self.files.clear();
+        };
         let appends = matches!(operator, ">>" | "1>>");
         let name = programs::basename(target);
         let before = self.files.remove(path(target)).filter(|_| appends);
         // By another path it may be the same file.
         self.files.retain(|file, _| programs::basename(file) != name);
+        self.members.retain(|file| programs::basename(file) != name);
         let whole = matches!(operator, ">" | ">|" | "1>" | "1>|");
         // Of two, the first is empty.
         let first = self.target.is_none();
@@ -59,7 +66,10 @@ impl Shell<'_> {
             return;
         }
         let name = programs::basename(&file).to_owned();
-        if self.perhaps > 0 || self.branch {
+        let first = before.as_ref().is_some_and(|text| text.0.is_empty());
+        if first && printed.is_some_and(programs::is_member) {
+            self.members.insert(file);
+        } else if self.perhaps > 0 || self.branch {
             // Perhaps now, perhaps when a signal comes or in the background.
             self.unsure.insert(name);
         } else if let (false, Some(mut text), Some(printed)) = (self.unsure.contains(&name), before, printed) {
@@ -96,6 +106,7 @@ pub(super) fn printed(words: &[Text], output: &Text) -> Option<Text> {
     let mut text = Text::default();
     match (name, words.get(1).map(Text::as_str)) {
         ("cat", None) => return Some(output.clone()),
+        _ if programs::is_member(output) => return Some(output.clone()),
         ("echo", _) => {
             text.append(output, false);
             text.push_str("\n");

@@ -171,10 +171,17 @@ impl Shell<'_> {
             let (last, fed) = (self.runs.len(), self.listed);
             let (piped, reads) = (self.piped, self.is_run(first));
             self.piped |= reads;
+            let before = self.commands;
             self.apart(|shell| shell.maybe(Self::command))?;
             self.piped = piped;
             self.in_pipeline(first, last, fed);
-            self.commands += 1;
+            // The output of all of it is that of the last, where this is one command.
+            if self.commands == before + 1 {
+                self.commands = commands + 1;
+                printed = Some(self.output.clone()).filter(|text| text.kind() < Kind::Any);
+            } else {
+                self.commands += 1;
+            }
             self.blank(false)?;
         }
         Ok(())
@@ -207,11 +214,14 @@ impl Shell<'_> {
                 return self.redirections();
             }
             "[[" => {
+                let mut kind = Kind::Word;
                 while !self.eat_bare("]]") {
                     self.blank(true)?;
                     match self.peek() {
                         Some(c) if "()<>&|;".contains(c) => self.script.at += 1,
-                        _ => drop(self.word(false)?),
+                        // What matches is a part of the word before.
+                        _ if self.eat_bare("=~") => self.unknown("BASH_REMATCH", kind)?,
+                        _ => kind = self.word(false)?.iter().flatten().map(Text::kind).max().unwrap_or(kind),
                     }
                     self.blank(true)?;
                 }

@@ -10,10 +10,11 @@ impl Shell<'_> {
         known.cloned().unwrap_or_else(|| vec![vec![Text::hole(shown, Kind::Many)]])
     }
 
-    /// `$1`: each of the texts that it can be.
+    /// `$1`: each of the texts that it can be. `$0` is a list of its own, which nothing changes.
     pub(super) fn argument(&self, number: &str) -> Vec<Option<Text>> {
-        let at = number.parse::<usize>().ok().and_then(|n| n.checked_sub(1));
-        match (at, self.lists.get("@").filter(|lists| !lists.is_empty())) {
+        let number_of = number.parse::<usize>().ok();
+        let (list, at) = if number_of == Some(0) { ("0", Some(0)) } else { ("@", number_of.map(|n| n - 1)) };
+        match (at, self.lists.get(list).filter(|lists| !lists.is_empty())) {
             (Some(at), Some(lists)) => lists.iter().map(|all| all.get(at).cloned()).collect(),
             _ => vec![Some(Text::hole(format!("${number}"), Kind::Any))],
         }
@@ -120,10 +121,17 @@ impl Shell<'_> {
         if word.splits && !joined {
             return self.expand(word, vec![Some(Text::hole(format!("${name}"), Kind::Many))], quoted);
         }
+        let by = match self.separator() {
+            Some(separator) if joined && separator(',') => ",",
+            None if joined => {
+                return self.expand(word, vec![Some(Text::hole(format!("${{{name}[*]}}"), Kind::Any))], quoted);
+            }
+            _ => " ",
+        };
         let texts = self.items(name).into_iter().map(|list| {
             let mut text = Text::default();
             for (index, item) in list.iter().enumerate() {
-                text.push_str(if index > 0 { " " } else { "" });
+                text.push_str(if index > 0 { by } else { "" });
                 text.append(item, false);
             }
             Some(text)

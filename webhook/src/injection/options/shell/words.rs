@@ -52,8 +52,7 @@ impl Shell<'_> {
                     odd |= match c {
                         '*' | '?' => {
                             let open = word.texts.first().and_then(|(_, open)| open.as_ref());
-                            let known = open.map(Text::shown).unwrap_or_default();
-                            !odd && (known.is_empty() || (known.starts_with('-') && !known.contains('=')))
+                            !odd && can_be_flags(&open.map(Text::shown).unwrap_or_default())
                         }
                         '{' if self.script.at == start && self.numbers() => {
                             self.expand(&mut word, vec![Some(Text::hole("numbers", Kind::Words))], false)?;
@@ -277,7 +276,11 @@ impl Shell<'_> {
         if !is_parameter(name) || text.contains('@') || (operator == '[' && text.contains('$')) {
             return Ok(Kind::Many);
         }
-        let texts = if operator == '[' { vec![Some(Text::hole("", Kind::Any))] } else { self.scalar(name)? };
+        let matched = operator == '[' && name == "BASH_REMATCH";
+        let texts = match operator {
+            '[' if !matched => vec![Some(Text::hole("", Kind::Any))],
+            _ => self.scalar(name)?,
+        };
         // What holds flags can become flags.
         let flags = |shown: String| shown.starts_with('-') || shown.contains("--") || shown.contains(" -");
         if texts.iter().flatten().any(|text| flags(text.shown())) {
@@ -293,7 +296,7 @@ impl Shell<'_> {
         let replaces = !colon && operator == '/' && !flag && text.chars().all(plain);
         Ok(match kind {
             // A part of words is still words.
-            Kind::Word | Kind::Words if cuts => kind,
+            Kind::Word | Kind::Words if cuts || matched => kind,
             Kind::Word if replaces => kind,
             _ if one => Kind::Any,
             _ => Kind::Many,
@@ -365,14 +368,14 @@ impl Shell<'_> {
             let hole = if empty && !begun { Text::hole("…", Kind::Many) } else { one_of(&texts) };
             texts = vec![Some(hole)];
         }
-        let odd = self.variables.contains_key("IFS") || self.environment.by_name.contains_key("IFS");
+        let separator = self.separator();
         let cost = word.texts.iter().flat_map(|(done, open)| done.iter().chain(open)).map(Text::cost);
         let cost = if texts.len() > 1 { cost.sum::<usize>() } else { 0 };
         self.pay(cost * texts.len() + word.texts.len() * texts.iter().flatten().map(Text::cost).sum::<usize>())?;
         let splits = word.splits;
         let put = |text: &Option<Text>, (done, open): &mut (Vec<Text>, Option<Text>)| match text {
             None if splits => {}
-            Some(text) if splits && !quoted => split(text, odd, done, open),
+            Some(text) if splits && !quoted => split(text, separator, done, open),
             Some(text) => open.get_or_insert_default().append(text, quoted),
             None => drop(open.get_or_insert_default()),
         };
@@ -396,21 +399,33 @@ fn is_parameter(name: &str) -> bool {
     programs::is_name(name) || name.parse::<usize>().is_ok_and(|n| n > 0)
 }
 
-/// Parts a text at its white space, as a shell does with an expansion outside quotes.
-fn split(text: &Text, odd: bool, done: &mut Vec<Text>, open: &mut Option<Text>) {
+/// True if a pattern that begins with this text can become words that are flags: those begin with the same text.
+fn can_be_flags(known: &str) -> bool {
+    known.is_empty() || (known.starts_with('-') && !known.contains('='))
+}
+
+/// Parts a text at its separators, as a shell does with an expansion outside quotes.
+fn split(text: &Text, separator: Option<fn(char) -> bool>, done: &mut Vec<Text>, open: &mut Option<Text>) {
     for part in &text.0 {
-        match part {
-            Part::Known(known) if !odd && !known.contains(['*', '?', '[']) => {
-                for (index, piece) in known.split(char::is_whitespace).enumerate() {
+        match (part, separator) {
+            (Part::Known(known), Some(separator)) => {
+                for (index, piece) in known.split(separator).enumerate() {
                     if index > 0 {
                         done.extend(open.take());
                     }
-                    if !piece.is_empty() {
-                        open.get_or_insert_default().push_str(piece);
+                    if piece.is_empty() {
+                        continue;
+                    }
+                    let word = open.get_or_insert_default();
+                    let pattern = piece.find(['*', '?', '[']);
+                    if pattern.is_some_and(|at| can_be_flags(&(word.shown() + &piece[..at]))) {
+                        word.append(&Text::hole(piece, Kind::Many), false);
+                    } else {
+                        word.push_str(piece);
                     }
                 }
             }
-            Part::Hole(..) if !odd => open.get_or_insert_default().append(&Text(vec![part.clone()]), false),
+            (Part::Hole(..), Some(_)) => open.get_or_insert_default().append(&Text(vec![part.clone()]), false),
             _ => open.get_or_insert_default().append(&Text::hole(text.shown(), Kind::Many), false),
         }
     }
