@@ -119,6 +119,8 @@ pub struct Origin<'a> {
     pub namespace_opted_in: bool,
     /// True if to label the pod as opted in.
     pub label: bool,
+    /// The subdomain that its StatefulSet gives it; `None`: the pod's own, or not known.
+    pub subdomain: Option<&'a str>,
     /// The place of its admission in a trace, to be written on it; `None` where no traces are exported.
     pub trace: Option<Context>,
 }
@@ -141,10 +143,11 @@ pub enum PodDecision {
 
 /// Decides on `pod`, a pod or a pod template.
 pub fn decide(pod: &Json<'_>, config: &Config, origin: Origin<'_>) -> PodDecision {
-    let pod = match Pod::read(pod) {
+    let mut pod = match Pod::read(pod) {
         Ok(pod) => pod,
         Err(error) => return PodDecision::Refuse(error.problems),
     };
+    pod.dns = origin.subdomain.map(|subdomain| ("", subdomain)).or(pod.dns);
     if pod.mirror {
         return PodDecision::Leave(Vec::new());
     }
@@ -214,9 +217,14 @@ impl<'a> Work<'a> {
     }
 
     fn decide(mut self) -> PodDecision {
-        let os = self.pod.spec.get("os").and_then(|os| os.get("name").as_str());
-        if os == Some("windows") {
-            self.problems.push("spec.os.name is windows: etcd-tls runs on Linux".to_owned());
+        let spec = self.pod.spec;
+        let of = |field: &str, name: &'static str| spec.get(field).and_then(|value| value.get(name).as_str());
+        for (path, os) in
+            [("os.name", of("os", "name")), ("nodeSelector[kubernetes.io/os]", of("nodeSelector", "kubernetes.io/os"))]
+        {
+            if os == Some("windows") {
+                self.problems.push(format!("spec.{path} is windows: etcd-tls runs on Linux"));
+            }
         }
         self.check_issuer();
         self.check_kubelet();

@@ -285,6 +285,7 @@ pub fn changed() -> Vec<(String, Value)> {
         etcd(p, "securityContext", json!({}));
         p["spec"]["os"] = json!({"name": "windows"});
     });
+    with("a node of windows", &[], &|p| p["spec"]["nodeSelector"] = json!({"kubernetes.io/os": "windows"}));
     with("no annotations of others", &[], &|p| p["metadata"]["annotations"]["example.com/a"] = json!("b\nc"));
     with("its name", &[], &|p| beside(p, json!({"name": "etcd-tls-init", "image": "x"})));
     with("its volume", &[], &|p| volume(p, json!({"name": "etcd-tls", "configMap": {"name": "a"}})));

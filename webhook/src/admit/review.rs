@@ -256,7 +256,14 @@ fn decide_pod(request: &Request<'_>, admission: &Admission, trace: Option<Contex
         return (PodDecision::Refuse(vec![format!("request.object is no Pod but {kind}")]), 400);
     }
     // A pod without our label can only have come by the entry for labelled namespaces.
-    (decide(object, &admission.injection, Origin { namespace, namespace_opted_in: true, label: false, trace }), 422)
+    (
+        decide(
+            object,
+            &admission.injection,
+            Origin { namespace, namespace_opted_in: true, label: false, subdomain: None, trace },
+        ),
+        422,
+    )
 }
 
 /// The warnings for a workload that is created or whose template changes.

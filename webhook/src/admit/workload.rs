@@ -25,11 +25,44 @@ pub(super) fn warnings(
     if template(old) == Some(new) {
         return Vec::new();
     }
-    match decide(new, config, Origin { namespace, namespace_opted_in: true, label: false, trace: None }) {
+    let is_set = object.get("kind").as_str() == Some("StatefulSet");
+    let subdomain = is_set.then(|| object.get("spec").get("serviceName").as_str().unwrap_or_default());
+    match decide(new, config, Origin { namespace, namespace_opted_in: true, label: false, subdomain, trace: None }) {
         PodDecision::Leave(warnings) | PodDecision::Inject { warnings, .. } => warnings,
         PodDecision::Refuse(problems) => {
             let refused = |problem| format!("a pod of this template will be refused: {problem}");
             problems.into_iter().map(refused).collect()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::injection::json;
+
+    #[test]
+    fn a_stateful_set_gives_its_pods_their_subdomain() {
+        let urls = ["listen-client-urls", "advertise-client-urls", "listen-peer-urls", "initial-advertise-peer-urls"];
+        let command: Vec<String> = std::iter::once("etcd".to_owned())
+            .chain(urls.map(|o| format!("--{o}=https://etcd-0.etcd.prod.svc:2379")))
+            .collect();
+        let said = |kind: &str, service: Option<&str>| {
+            let container =
+                json!({"name": "etcd", "image": "etcd", "command": command, "securityContext": {"runAsUser": 1000}});
+            let template = json!({"metadata": {}, "spec": {"containers": [container]}});
+            let object = json!({"kind": kind, "spec": {"serviceName": service, "template": template}});
+            let (object, old) = (json::borrowed(&object), crate::injection::json::Json::Null);
+            let said = warnings(&["spec", "template"], &object, &old, "prod", &Config::default());
+            said.into_iter().filter(|warning| warning.contains("advertise-client-urls")).collect::<Vec<_>>()
+        };
+        assert_eq!(said("StatefulSet", Some("etcd")), [""; 0]);
+        assert!(said("StatefulSet", Some("etcd-headless"))[0].ends_with("write etcd-0.etcd-headless.prod.svc"));
+        assert!(said("StatefulSet", None)[0].contains("serviceName of a StatefulSet"));
+        assert_eq!(said("Deployment", None), [""; 0]);
     }
 }

@@ -150,6 +150,8 @@ impl<'v> Visit<'v> {
         let name = metadata("name").or_else(|| metadata("generateName")).unwrap_or_default();
         let what = format!("{kind} {name}");
         let namespace = metadata("namespace").filter(|n| !n.is_empty()).unwrap_or(&self.options.namespace).to_owned();
+        let service = object["spec"]["serviceName"].as_str().unwrap_or_default();
+        let subdomain = (kind == "StatefulSet").then(|| service.to_owned());
         let mut pod = object;
         for field in path {
             match pod.get_mut(*field) {
@@ -157,7 +159,7 @@ impl<'v> Visit<'v> {
                 None => return self.problems.push(format!("{what}: {} is missing", path.join("."))),
             }
         }
-        self.pod(pod, &what, &namespace);
+        self.pod(pod, &what, (namespace.as_str(), subdomain.as_deref()));
     }
 
     /// An object of a kind that is not known: injected into where its template is named, else its templates are said.
@@ -180,7 +182,7 @@ impl<'v> Visit<'v> {
             foreign::at(object, &template.path, &mut |pod| {
                 seen |= pod.get("spec").is_some();
                 if pod.get("spec").is_some() {
-                    self.pod(pod, &what, &namespace);
+                    self.pod(pod, &what, (namespace.as_str(), None));
                 }
             });
             if !seen {
@@ -216,7 +218,8 @@ impl<'v> Visit<'v> {
         self.changed |= before;
     }
 
-    fn pod(&mut self, pod: &mut Value, what: &str, namespace: &str) {
+    /// `at`: its namespace, and the subdomain that a StatefulSet gives it.
+    fn pod(&mut self, pod: &mut Value, what: &str, at: (&str, Option<&str>)) {
         if self.options.injection.host.is_some() {
             if !what.starts_with("Pod ") {
                 return self.warn(what, vec!["left untouched: only a Pod can be static".to_owned()]);
@@ -227,7 +230,8 @@ impl<'v> Visit<'v> {
         }
         let again = original::holds_ours(pod);
         // A template's own namespace is not looked at by anybody.
-        let origin = Origin { namespace, namespace_opted_in: true, label: true, trace: None };
+        let (namespace, subdomain) = at;
+        let origin = Origin { namespace, namespace_opted_in: true, label: true, subdomain, trace: None };
         match injection::decide(&json::borrowed(pod), &self.options.injection, origin) {
             PodDecision::Leave(warnings) => self.warn(what, warnings),
             PodDecision::Refuse(problems) => {

@@ -9,7 +9,7 @@ use super::{
     Target, Work,
     contract::short,
     json::Json,
-    options::{self, Options, Run, Setting, Tool},
+    options::{self, Kept, Options, Run, Setting, Tool},
     paths::is_below,
     reload,
     urls::{self, setting},
@@ -200,7 +200,12 @@ impl<'a> Work<'a> {
         let mut say = |warning: String| said.extend([warning]);
         for run in options.runs_of(Tool::Etcdctl).filter(|run| run.dials()) {
             let place = &run.place;
-            match of_run(options, run, "cert") {
+            // The program's older half has options and variables of its own.
+            let older = match run.variables.get("ETCDCTL_API") {
+                Some(Kept::Set(version)) => version == "2",
+                _ => matches!(options.variables.get("ETCDCTL_API"), Some(Setting::Text(version)) if version == "2"),
+            };
+            match of_run(options, run, if older { "cert-file" } else { "cert" }) {
                 Some(path) if is_below(&path, &mount) && !has_files => say(format!(
                     "container {name}: {place} gives etcdctl {}, which the container does not have; {advice}",
                     short(&path)
@@ -217,6 +222,11 @@ impl<'a> Work<'a> {
                         }
                     ));
                 }
+                None if older && (*client || *member) => say(format!(
+                    "container {name}: {place} runs etcdctl with ETCDCTL_API=2, which does not read ETCDCTL_CERT; leave that out, or give \
+                     it --ca-file, --cert-file and --key-file with the files in {}/client (role client)",
+                    short(&mount)
+                )),
                 None if !client && !options.own_client_flags => {
                     say(format!("container {name}: {place} runs etcdctl, which needs a client certificate: {advice}"));
                 }

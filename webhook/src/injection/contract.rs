@@ -75,7 +75,7 @@ impl<'a> Work<'a> {
                  etcd-tls.dev/containers"
             ));
         }
-        if !container.list("envFrom").is_empty() {
+        if container.env_from("ETCD_") {
             self.warnings.push(format!(
                 "container {name}: envFrom may set ETCD_ variables, which admission cannot see; see that none says http:// or \
                  names a config file, or write them into env"
@@ -102,7 +102,7 @@ impl<'a> Work<'a> {
         if setting(options, "config-file").is_some() || options.is_proxy() {
             return;
         }
-        let seen = options.runs_etcd() && container.list("envFrom").is_empty();
+        let seen = options.runs_etcd() && !container.env_from("ETCD_");
         let of = |option| setting(options, option);
         let cluster = urls::urls(of("initial-cluster").as_ref());
         let members = cluster.iter().map(|url| url.host.as_str()).collect::<BTreeSet<_>>().len();
@@ -169,7 +169,7 @@ impl<'a> Work<'a> {
     fn check_bootstrap(&mut self, target: &Target<'a>) {
         let Target { container, options, .. } = target;
         let of = |option| setting(options, option);
-        let seen = options.runs_etcd() && container.list("envFrom").is_empty();
+        let seen = options.runs_etcd() && !container.env_from("ETCD_");
         let found_otherwise = ["config-file"].into_iter().chain(DISCOVERY).any(|option| of(option).is_some());
         let Some(Setting::Text(advertised)) = of("initial-advertise-peer-urls") else { return };
         if !seen || found_otherwise || options.is_proxy() || advertised.contains('$') {
@@ -285,6 +285,12 @@ impl<'a> Work<'a> {
         if self.config.host.is_some() {
             return;
         }
+        // The names in a certificate of the pod's own are not known.
+        let file = if role == Role::Peer { "peer-cert-file" } else { "cert-file" };
+        let ours = |file: &str| is_below(file, &self.settings.mount_path);
+        if matches!(urls::setting(&target.options, file), Some(Setting::Text(file)) if !ours(&file)) {
+            return;
+        }
         let name = target.container.name;
         let facts = Facts {
             namespace: self.origin.namespace,
@@ -311,7 +317,10 @@ impl<'a> Work<'a> {
                 Held::Never(_) | Held::NoSubdomain if never.iter().any(|(host, _)| *host == url.host) => {}
                 Held::Never(other) => never.push((&url.host, instead(other))),
                 Held::NoSubdomain => {
-                    never.push((&url.host, "set spec.subdomain of the pod to the Service's name".to_owned()));
+                    never.push((
+                        &url.host,
+                        "set spec.subdomain (serviceName of a StatefulSet) to the Service's name".to_owned(),
+                    ));
                 }
                 Held::Unknown => unknown.push(url.host.clone()),
             }

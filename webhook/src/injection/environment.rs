@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::{
     options::{Doubt, Kept, Options, Run, Setting, Tool},
+    paths::is_below,
     urls::{setting, variable},
     view::Container,
 };
@@ -63,7 +64,7 @@ pub(super) fn environment(
     let mut environment = Environment::default();
     environment.etcd(container, options, mode, roles, files);
     if roles.contains(&Role::Client) {
-        environment.etcdctl(container, options, mode, files);
+        environment.etcdctl(container, options, mode, roles, files);
     }
     // A reader of metrics has the paths in its own configuration.
     environment
@@ -130,12 +131,37 @@ impl Environment {
         }
     }
 
-    fn etcdctl(&mut self, container: &Container<'_>, options: &Options, mode: OptionsMode, files: Files<'_>) {
-        // An image whose scripts give etcdctl its certificates by flag must not be given them by variable, too.
-        if options.own_client_flags && mode == OptionsMode::Auto {
-            return;
-        }
+    fn etcdctl(
+        &mut self,
+        container: &Container<'_>,
+        options: &Options,
+        mode: OptionsMode,
+        roles: &[Role],
+        files: Files<'_>,
+    ) {
         let of = |file| path(files.mount, Role::Client, file);
+        // An image whose scripts give etcdctl the certificates of etcd by flag must not be given them by variable, too.
+        if options.own_client_flags && mode == OptionsMode::Auto {
+            let set = |name: &'static str| Some((name, options.variables.get(name)?));
+            let automatic = || set("ETCD_AUTO_TLS").filter(|(_, value)| **value == Setting::Text("true".to_owned()));
+            let given = set("ETCD_CERT_FILE").or_else(automatic);
+            if roles.contains(&Role::Server)
+                || matches!(given, Some((_, Setting::Text(file))) if is_below(file, files.mount))
+            {
+                return;
+            }
+            if let Some((name, _)) = given {
+                self.warnings.push(format!(
+                    "container {}: the image's scripts give etcdctl what {name} says; set ETCD_CERT_FILE: {}, ETCD_KEY_FILE: {} and \
+                     ETCD_TRUSTED_CA_FILE: {}",
+                    container.name,
+                    of(names::CERT_FILE),
+                    of(files.key()),
+                    of(names::CA_FILE)
+                ));
+                return;
+            }
+        }
         let units = [
             Unit { tool: Tool::Etcdctl, options: vec![("cacert", of(names::CA_FILE))] },
             Unit { tool: Tool::Etcdctl, options: vec![("cert", of(names::CERT_FILE)), ("key", of(files.key()))] },

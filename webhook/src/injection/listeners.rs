@@ -50,7 +50,7 @@ impl<'a> Work<'a> {
             Some(unclear) => format!("--{option} is {unclear}"),
             None if target.options.is_proxy() => "--listen-addr is not written out".to_owned(),
             None if urls::setting(&target.options, "config-file").is_some() => "a config file says it".to_owned(),
-            None if !target.container.list("envFrom").is_empty() => "envFrom may say it".to_owned(),
+            None if target.container.env_from("ETCD_") => "envFrom may say it".to_owned(),
             None if !target.options.runs_etcd() => "the image or a script says it".to_owned(),
             // etcd's own default, of which is warned.
             None => {

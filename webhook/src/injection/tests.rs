@@ -17,7 +17,8 @@ fn config() -> Config {
     Config { sidecar_image: "etcd-tls-sidecar:test".into(), ..Config::default() }
 }
 
-const ORIGIN: Origin<'static> = Origin { namespace: "prod", namespace_opted_in: false, label: false, trace: None };
+const ORIGIN: Origin<'static> =
+    Origin { namespace: "prod", namespace_opted_in: false, label: false, subdomain: None, trace: None };
 
 fn decide(pod: &Value, config: &Config, origin: Origin<'_>) -> PodDecision {
     super::decide(&json::borrowed(pod), config, origin)
@@ -212,7 +213,8 @@ fn malformed_pods_are_refused_with_every_reason() {
         (with(|p| p["metadata"]["annotations"] = json!({"etcd-tls.dev/roles": 1})), "is no string"),
         (with(|p| p["metadata"]["annotations"] = json!([])), "annotations is no object"),
         (with(|p| p["metadata"]["namespace"] = json!("other")), "other"),
-        (with(|p| p["spec"]["os"] = json!({"name": "windows"})), "windows"),
+        (with(|p| p["spec"]["os"] = json!({"name": "windows"})), "spec.os.name is windows"),
+        (with(|p| p["spec"]["nodeSelector"] = json!({"kubernetes.io/os": "windows"})), "nodeSelector"),
     ] {
         let message = refused(&pod);
         assert!(message.contains(word), "{word:?} is not in {message:?}");
@@ -472,7 +474,7 @@ fn a_port_is_had_once() {
 
 #[test]
 fn inject_labels() {
-    let origin = Origin { namespace: "default", namespace_opted_in: true, label: true, trace: None };
+    let origin = Origin { namespace: "default", namespace_opted_in: true, label: true, subdomain: None, trace: None };
     for metadata in [json!(null), json!({}), json!({"labels": null}), json!({"labels": {"a": "b"}})] {
         let mut pod = with(|p| p["metadata"] = metadata.clone());
         let PodDecision::Inject { patch, .. } = decide(&pod, &config(), origin) else { panic!() };

@@ -37,7 +37,7 @@ pub(crate) fn told(pod: &Value, settings: &Settings, namespace: &str) -> Result<
     let raw = json::borrowed(pod);
     let pod = Pod::read(&raw).map_err(|error| error.problems)?;
     let config = Config::default();
-    let origin = Origin { namespace, namespace_opted_in: true, label: false, trace: None };
+    let origin = Origin { namespace, namespace_opted_in: true, label: false, subdomain: None, trace: None };
     let mut work = Work::new(pod, settings.clone(), &config, origin);
     let targets = work.targets();
     if !work.problems.is_empty() {
@@ -108,7 +108,7 @@ fn hidden(target: &Target<'_>) -> Option<String> {
         Some(format!("not known, since {} {}", doubt.place, doubt.why))
     } else if options.entrypoint {
         Some("not known, since the image's own command is not in the pod".to_owned())
-    } else if !target.container.list("envFrom").is_empty() {
+    } else if target.container.env_from("ETCD_") {
         Some("not known, since envFrom may set it".to_owned())
     } else {
         None

@@ -98,8 +98,10 @@ fn url(text: &str) -> Option<Url> {
     let (host, port) = rest.rsplit_once(':')?;
     // The text that a loop adds at each turn is shown as an ellipsis.
     let port = port.trim().trim_end_matches('…').parse().ok()?;
+    // etcd takes an address of IPv6 in brackets alone.
+    let bare = host.parse::<std::net::Ipv6Addr>().is_ok();
     Some(Url { https: scheme == "https", host: host.to_owned(), port })
-        .filter(|_| scheme == "https" || scheme == "http")
+        .filter(|_| !bare && (scheme == "https" || scheme == "http"))
 }
 
 #[cfg(test)]

@@ -196,6 +196,12 @@ impl<'a> Container<'a> {
         self.list(field).iter().filter_map(Json::as_str)
     }
 
+    /// True if `envFrom` may bring a variable whose name begins so.
+    pub(super) fn env_from(&self, name: &str) -> bool {
+        let prefix = |from: &'a Json<'a>| from.get("prefix").as_str().unwrap_or_default();
+        self.list("envFrom").iter().any(|from| name.starts_with(prefix(from)) || prefix(from).starts_with(name))
+    }
+
     /// True if it goes on running beside the pod's containers.
     pub(super) fn runs_on(&self) -> bool {
         self.list == List::Main || self.object.get("restartPolicy").and_then(Json::as_str) == Some("Always")

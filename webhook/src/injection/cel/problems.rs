@@ -245,6 +245,10 @@ fn structure(template: &Template) -> Vec<(String, String)> {
         ),
         ("object.spec.?os.?name.orValue('') == 'windows'".to_owned(), "spec.os.name is windows: etcd-tls runs on Linux".to_owned()),
         (
+            "object.spec.?nodeSelector[?'kubernetes.io/os'].orValue('') == 'windows'".to_owned(),
+            "spec.nodeSelector[kubernetes.io/os] is windows: etcd-tls runs on Linux".to_owned(),
+        ),
+        (
             format!("(variables.init + object.spec.containers).exists(c, c.name in {ours})"),
             format!("a container has the name {} or {}; give it another name", names::INIT_CONTAINER, names::SIDECAR_CONTAINER),
         ),

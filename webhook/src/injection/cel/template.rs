@@ -167,7 +167,7 @@ fn inject(config: &Config, roles: &str, reload: &str) -> Result<Value, CelError>
             "name": names::ETCD_CONTAINER, "image": "etcd", "command": ["etcd"], "securityContext": {"runAsUser": USER},
         }]},
     });
-    let origin = Origin { namespace: "default", namespace_opted_in: true, label: true, trace: None };
+    let origin = Origin { namespace: "default", namespace_opted_in: true, label: true, subdomain: None, trace: None };
     let decision = decide(&json::borrowed(&pod), config, origin);
     match decision {
         PodDecision::Inject { patch, .. } => patch.apply(&mut pod)?,

@@ -75,6 +75,9 @@ fn options(role: Role) -> Vec<&'static str> {
     contract::URLS.into_iter().filter(|(of, ..)| *of == role).map(|(_, option, _)| option).collect()
 }
 
+/// `envFrom` may bring variables of etcd.
+const FROM: &str = "c.?envFrom.orValue([]).exists(f, 'ETCD_'.startsWith(f.?prefix.orValue('')) || f.?prefix.orValue('').startsWith('ETCD_'))";
+
 /// The line of a container of `own`, and a regular expression of some options as flags.
 const LINE: &str = "variables.lines[variables.own.map(o, o.name).indexOf(c.name)]";
 /// A member whose flags and variables are all that etcd gets: the command is etcd itself, or the image's own.
@@ -132,25 +135,14 @@ fn warnings() -> Vec<Warning> {
             unset,
             those(
                 "members",
-                &format!(
-                    "variables.{word} && {SEEN} && size(c.?envFrom.orValue([])) == 0 && !{} && !{}",
-                    sets(listen),
-                    sets("config-file")
-                ),
+                &format!("variables.{word} && {SEEN} && !{FROM} && !{} && !{}", sets(listen), sets("config-file")),
             ),
             &format!("--{listen} is not set, so etcd listens on http://localhost:{default}; set it with https://"),
         );
     }
     warn(
         "unseen",
-        those(
-            "members",
-            &format!(
-                "c.?envFrom.orValue([]).exists(f, 'ETCD_'.startsWith(f.?prefix.orValue('')) || f.?prefix.orValue('').startsWith('ETCD_'))\n\
-                 || {}",
-                env(&unseen, "has(e.valueFrom)")
-            ),
-        ),
+        those("members", &format!("{FROM}\n|| {}", env(&unseen, "has(e.valueFrom)"))),
         "envFrom or valueFrom may set URLs of etcd or ETCD_CONFIG_FILE, which admission cannot see; see that none says http:// or names \
          a config file, or write them into env",
     );

@@ -148,7 +148,19 @@ fn urls_without_tls_are_said() {
         let unset = said(|c| c["command"].as_array_mut().unwrap().retain(|w| !w.as_str().unwrap().contains(option)));
         has(&unset, &[option, "not"]);
     }
-    has(&said(|c| c["envFrom"] = json!([{"configMapRef": {"name": "a"}}])), &["envFrom", "http://"]);
+    for (prefix, hides) in [("", true), ("ETCD_", true), ("E", true), ("ETCD_LISTEN_", true), ("APP_", false)] {
+        let warnings = said(|c| c["envFrom"] = json!([{"configMapRef": {"name": "a"}, "prefix": prefix}]));
+        assert_eq!(
+            warnings.iter().any(|w| w.contains("envFrom") && w.contains("http://")),
+            hides,
+            "{prefix}: {warnings:?}"
+        );
+    }
+    // No URL: etcd takes an address of IPv6 in brackets alone.
+    has(
+        &flag("advertise-client-urls", "https://fd00::5:2379"),
+        &["advertise-client-urls", "cannot tell", "https://fd00::5:2379"],
+    );
     let image = said(|c| {
         c.as_object_mut().unwrap().remove("command");
     });
@@ -178,6 +190,18 @@ fn probes_and_scripts_without_a_client_certificate_are_reported() {
     let plain = exec(json!(["etcdctl", "--endpoints=http://127.0.0.1:2379", "get", "a"]));
     has(&said(|c| c["livenessProbe"] = plain), &["endpoint", "http://127.0.0.1:2379"]);
     let old = exec(json!(["etcdctl", "--cert=/old/tls.crt", "--key=/old/tls.key", "--cacert=/old/ca.crt", "get", "a"]));
+    has(&said(|c| c["livenessProbe"] = old), &["/old/tls.crt", "/etc/etcd/tls/client/tls.crt"]);
+    // etcdctl's older half has options and variables of its own.
+    let mut older = with(|p| {
+        let word = "ETCDCTL_API=2 etcdctl cluster-health; ETCDCTL_API=3 etcdctl endpoint health";
+        p["spec"]["containers"][0]["livenessProbe"] = exec(json!(["sh", "-c", word]));
+    });
+    has(&injected(&older).1, &["livenessProbe", "ETCDCTL_API=2", "--ca-file, --cert-file and --key-file"]);
+    older["metadata"]["annotations"] = json!({"etcd-tls.dev/roles": "peer,server,client"});
+    let warnings = injected(&older).1;
+    has(&warnings, &["livenessProbe", "ETCDCTL_API=2", "/etc/etcd/tls/client"]);
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    let old = exec(json!(["env", "ETCDCTL_API=2", "etcdctl", "--cert-file=/old/tls.crt", "cluster-health"]));
     has(&said(|c| c["livenessProbe"] = old), &["/old/tls.crt", "/etc/etcd/tls/client/tls.crt"]);
     let metrics = said(|c| {
         set(c, "listen-metrics-urls", "https://0.0.0.0:2381");
@@ -434,10 +458,31 @@ fn etcdctls_environment_is_not_doubled_and_the_annotation_options_is_for_it_too(
         })
     };
     let set = |pod: &Value| ["ETCDCTL_CACERT", "ETCDCTL_CERT", "ETCDCTL_KEY"].map(|name| env(pod, 0, name).is_some());
-    let own = |options: &str| client(options, "bitnami/etcd:3.5", Value::Null);
+    let own = |options: &str| {
+        let mut pod = client(options, "bitnami/etcd:3.5", Value::Null);
+        pod["metadata"]["annotations"]["etcd-tls.dev/roles"] = json!("peer,server,client");
+        pod
+    };
     assert_eq!(set(&injected(&own("auto")).0), [false; 3]);
     assert_eq!(set(&injected(&own("none")).0), [false; 3]);
     assert_eq!(set(&injected(&own("env")).0), [true; 3]);
+    // A snapshot's script gives only what the pod itself sets for etcd.
+    let snapshot = |file: Option<&str>| {
+        let mut pod = client("auto", "bitnami/etcd:3.5", json!(["/opt/bitnami/scripts/etcd/snapshot.sh"]));
+        pod["spec"]["containers"][0]["env"] =
+            json!(file.map(|value| json!({"name": "ETCD_CERT_FILE", "value": value})).as_slice());
+        injected(&pod)
+    };
+    let (pod, warnings) = snapshot(None);
+    assert_eq!((set(&pod), warnings), ([true; 3], Vec::new()));
+    let (pod, warnings) = snapshot(Some("/etc/etcd/tls/client/tls.crt"));
+    assert_eq!((set(&pod), warnings), ([false; 3], Vec::new()));
+    let (pod, warnings) = snapshot(Some("/own/tls.crt"));
+    assert_eq!(set(&pod), [false; 3]);
+    has(
+        &warnings,
+        &["ETCD_CERT_FILE: /etc/etcd/tls/client/tls.crt", "ETCD_TRUSTED_CA_FILE: /etc/etcd/tls/client/ca.crt"],
+    );
 
     let unknown = |options: &str| client(options, "etcd", json!(["sh", "-c", "etcdctl $FLAGS get x"]));
     let said = refused(&unknown("auto"));

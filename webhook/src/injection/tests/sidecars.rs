@@ -109,7 +109,7 @@ fn a_native_sidecar_that_runs_something_else_is_not_taken_for_etcd() {
 
 #[test]
 fn a_labelled_namespace_means_it_too() {
-    let origin = Origin { namespace: "prod", namespace_opted_in: true, label: false, trace: None };
+    let origin = Origin { namespace: "prod", namespace_opted_in: true, label: false, subdomain: None, trace: None };
     let in_namespace = |pod: Value| decide(&pod, &config(), origin);
     let unlabelled = |name: &str| pod(name, |pod| pod["metadata"]["labels"] = json!({}));
     assert!(matches!(in_namespace(unlabelled("etcd")), PodDecision::Inject { .. }));
