@@ -44,9 +44,11 @@ use std::{
     collections::BTreeMap,
     fs,
     net::SocketAddr,
+    num::NonZero,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
+    thread,
     time::{Duration, SystemTime},
 };
 
@@ -88,9 +90,9 @@ const WATCHES_PER_USER: usize = 100;
 const WATCHES: usize = 1_000;
 /// How long open calls may take after SIGTERM.
 const DRAIN_SECONDS: u64 = 2;
-/// TLS handshakes at once of a worker. One that does not go on ends after 3 s (actix's); with actix's 256, a hundred half-open
-/// connections a second would hold everybody up.
-const HANDSHAKES: usize = 4096;
+/// TLS handshakes at once of all workers; each has actix's 256 at least. One that does not go on ends after 3 s (actix's), and takes
+/// 64 KiB at most until then. With 256 alone, a hundred half-open connections a second would hold everybody up.
+const HANDSHAKES: usize = 1024;
 
 /// The arguments of `standalone`. The names of the etcd-certificate-generator are kept.
 #[derive(clap::Args, Debug)]
@@ -342,11 +344,13 @@ impl Args {
             Probes(server.clone().into_inner()).serve(address).await?;
         }
         let listener = address.listen().await?;
+        let workers = thread::available_parallelism().map_or(1, NonZero::get);
         let server =
             HttpServer::new(move || App::new().app_data(server.clone()).default_service(web::to(http::api::handle)))
                 .on_connect(remember_client)
                 .client_request_timeout(Duration::from_secs(10))
-                .max_connection_rate(HANDSHAKES)
+                .workers(workers)
+                .max_connection_rate((HANDSHAKES / workers).max(256))
                 .shutdown_timeout(DRAIN_SECONDS)
                 .listen_rustls_0_23(listener, tls)?;
         for address in server.addrs() {

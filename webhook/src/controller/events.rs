@@ -67,7 +67,7 @@ pub struct Recorder {
 
 /// What became of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
+pub(crate) enum Outcome {
     /// It is there, written now or before.
     There,
     /// The API server refuses it. It would do so again.
@@ -169,13 +169,12 @@ impl Recorder {
         }
     }
 
-    /// [`Self::say`] that waits for the next tries, too. Returns true if the event is there.
-    pub async fn say_and_wait(&self, notice: Notice) -> bool {
-        let Some(event) = self.permitted(&notice) else { return false };
+    /// [`Self::say`] that waits for the next tries, too. One that is left out has failed.
+    pub(crate) async fn say_and_wait(&self, notice: Notice) -> Outcome {
+        let Some(event) = self.permitted(&notice) else { return Outcome::Failed };
         match self.write(&event).await {
-            Outcome::There => true,
-            Outcome::Refused => false,
             Outcome::Failed => self.write_again(&event).await,
+            outcome => outcome,
         }
     }
 
@@ -200,17 +199,16 @@ impl Recorder {
         outcome
     }
 
-    /// Writes an event that failed: true if it is there at last.
-    async fn write_again(&self, event: &Event) -> bool {
+    /// Writes an event that failed.
+    async fn write_again(&self, event: &Event) -> Outcome {
         for pause in PAUSES {
             sleep(pause).await;
             match self.write(event).await {
-                Outcome::There => return true,
-                Outcome::Refused => return false,
                 Outcome::Failed => {}
+                outcome => return outcome,
             }
         }
-        false
+        Outcome::Failed
     }
 
     fn event(&self, notice: &Notice, now: Timestamp) -> Event {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
-    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
+    apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, MicroTime, ObjectMeta},
     jiff::Timestamp,
 };
 use kube::{Api, Client, api::PostParams};
@@ -125,8 +125,14 @@ fn written(old: Option<&Lease>, name: &str, identity: &str, now: Timestamp) -> L
     let kept =
         old.map_or_else(|| ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() }, |l| l.metadata.clone());
     Lease {
-        // The admission policy refuses them, also those of somebody else.
-        metadata: ObjectMeta { finalizers: None, owner_references: None, ..kept },
+        // The admission policy refuses the first two, also those of somebody else, and managedFields that have grown. One that is empty
+        // has the API server write them anew.
+        metadata: ObjectMeta {
+            finalizers: None,
+            owner_references: None,
+            managed_fields: old.map(|_| vec![ManagedFieldsEntry::default()]),
+            ..kept
+        },
         spec: Some(LeaseSpec {
             holder_identity: Some(identity.to_owned()),
             lease_duration_seconds: i32::try_from(DURATION.as_secs()).ok(),
@@ -317,9 +323,12 @@ mod tests {
         let mut spoiled = held_by("b");
         spoiled.metadata.finalizers = Some(vec!["example.com/f".to_owned()]);
         spoiled.metadata.owner_references = Some(Vec::new());
+        spoiled.metadata.managed_fields =
+            Some(vec![ManagedFieldsEntry { manager: Some("x".repeat(200)), ..ManagedFieldsEntry::default() }; 30]);
         spoiled.spec.as_mut().unwrap().lease_transitions = Some(i32::MAX);
         let taken = written(Some(&spoiled), "l", "a", Timestamp::UNIX_EPOCH);
         assert_eq!((taken.metadata.finalizers, taken.metadata.owner_references), (None, None));
+        assert_eq!(taken.metadata.managed_fields, Some(vec![ManagedFieldsEntry::default()]));
         assert_eq!(taken.spec.unwrap().lease_transitions, Some(i32::MAX));
     }
 }

@@ -86,7 +86,7 @@ impl LeanService {
     /// The addresses at which it is reached from outside.
     fn outside(&self) -> Box<[IpAddr]> {
         let balanced = self.status.load_balancer.ingress.iter().flatten().filter_map(|ingress| ingress.ip.as_ref());
-        let all = self.spec.external_ips.iter().flatten().chain(balanced);
+        let all = balanced.chain(self.spec.external_ips.iter().flatten());
         all.filter_map(|ip| ip.parse().ok()).take(MAX_OUTSIDE).collect()
     }
 
@@ -227,7 +227,7 @@ fn source() -> Source {
             &["spec", "clusterIPs"],
             &["spec", "selector"],
             &["spec", "externalIPs"],
-            &["status", "loadBalancer", "ingress"],
+            &["status", "loadBalancer", "ingress", "[]", "ip"],
         ],
         limit: READ,
         ..Source::default()
@@ -310,10 +310,11 @@ mod tests {
     #[test]
     fn external_addresses_are_kept() {
         let mut external = service("s", json!({"externalIPs": ["192.0.2.1", "x"]}));
+        assert_eq!(*external.outside(), ["192.0.2.1".parse::<IpAddr>().unwrap()]);
         external.status =
             serde_json::from_value(json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.2"}, {"hostname": "x.test"}]}}))
                 .unwrap();
-        assert_eq!(*external.outside(), ["192.0.2.1".parse::<IpAddr>().unwrap(), "192.0.2.2".parse().unwrap()]);
+        assert_eq!(*external.outside(), ["192.0.2.2".parse::<IpAddr>().unwrap(), "192.0.2.1".parse().unwrap()]);
         assert!(external.facts().cluster_ips.is_empty());
     }
 

@@ -1,12 +1,12 @@
 //! Events that no work waits for: few are written at once, and a bounded number waits. One that finds no place, or that cannot be
-//! written, is left out; it is said with the next occasion.
+//! written now, is left out; where there is another occasion, it is said then.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Semaphore;
 
 use crate::controller::{
-    events::{Notice, Recorder},
+    events::{Notice, Outcome, Recorder},
     told::Told,
 };
 
@@ -44,7 +44,7 @@ impl Asides {
         let (told, subject) = (Arc::clone(&self.told), subject.to_owned());
         tokio::spawn(async move {
             if let Ok(_turn) = at_once.acquire().await
-                && !recorder.say_and_wait(notice).await
+                && recorder.say_and_wait(notice).await == Outcome::Failed
             {
                 told.lock().unwrap_or_else(PoisonError::into_inner).forget(&subject);
             }

@@ -335,9 +335,7 @@ impl Reconciler {
             notices.push(foreign_binding(namespace, binding, role));
         }
         self.metrics.foreign_bindings(notices.len());
-        let watching = term.readers.foreign().filter(|(namespace, _)| opted_in.contains(*namespace));
-        let watching = watching.filter(|_| !self.args.no_trust_watch);
-        notices.extend(watching.map(|(namespace, uid)| foreign_reader(namespace, uid)));
+        notices.extend(term.readers.foreign().map(|(namespace, uid)| foreign_reader(namespace, uid)));
         let crowded = term.accounts.crowded().filter(|((namespace, _), _)| by_pod(namespace));
         notices.extend(crowded.map(|((namespace, name), without)| too_many_accounts(namespace, name, without)));
         let mut next = None;

@@ -11,7 +11,7 @@ use std::{
 };
 
 use etcd_tls_contract::{
-    names::{self, DEFAULT_CLUSTER, SYSTEM_NAMESPACE},
+    names::{self, ClusterName, DEFAULT_CLUSTER, SYSTEM_NAMESPACE},
     settings::Settings,
 };
 use k8s_openapi::{
@@ -99,12 +99,20 @@ pub(super) struct Readers {
     pub(super) bindings: Listed<Kept>,
     /// The names of before the term are among [`Self::names`].
     began: bool,
+    /// The namespaces in which somebody else's RoleBinding has our name and keeps accounts from the right, with its uid.
+    foreign: Vec<(String, Option<String>)>,
 }
 
 impl Readers {
     /// Nothing is listed yet. A name will stay for `grace` after its last pod.
     pub(super) fn new(grace: Duration) -> Self {
-        Self { names: Graced::new(grace), roles: Listed::default(), bindings: Listed::default(), began: false }
+        Self {
+            names: Graced::new(grace),
+            roles: Listed::default(),
+            bindings: Listed::default(),
+            began: false,
+            foreign: Vec::new(),
+        }
     }
 
     /// The object of a namespace.
@@ -147,17 +155,22 @@ impl Readers {
         let mut has_room = |part: Part, namespace: &str, changes: &[super::Change]| {
             is_due(&part.of(namespace)).then_some(changes.len() < AT_A_LOOK)
         };
-        let mut more = false;
+        let (mut more, mut foreign) = (false, Vec::new());
         for (namespace, subjects) in &wanted {
             let names: BTreeSet<&str> = self.names.of(namespace).chain([&*default]).collect();
             let of_subjects = digest_of_subjects(subjects.iter().copied());
             for (part, digest) in [(Part::Role, digest(names.iter().copied())), (Part::Binding, of_subjects)] {
                 let well = |kept: &Kept| kept.foreign || (kept.ours && kept.digest == digest);
-                if self.of(part, namespace).is_some_and(well) {
+                let kept = self.of(part, namespace);
+                foreign
+                    .extend(kept.filter(|kept| kept.foreign).map(|kept| ((*namespace).to_owned(), kept.uid.clone())));
+                if kept.is_some_and(well) {
                     continue;
                 }
                 match has_room(part, namespace, &changes) {
                     Some(true) => {
+                        // Nobody is bound to a Role that is not ours yet: somebody may have made one with other rights.
+                        more |= part == Part::Role;
                         let object = Some(match part {
                             Part::Role => role(names.iter().copied()),
                             Part::Binding => binding(subjects),
@@ -167,11 +180,14 @@ impl Readers {
                     }
                     room => more |= room.is_some(),
                 }
+                if part == Part::Role {
+                    break;
+                }
             }
         }
         for (part, listed) in [(Part::Binding, &self.bindings), (Part::Role, &self.roles)] {
             for ((namespace, _), kept) in listed.iter() {
-                if !kept.ours || wanted.contains_key(&**namespace) || **namespace == *SYSTEM_NAMESPACE {
+                if !kept.ours || kept.foreign || wanted.contains_key(&**namespace) || **namespace == *SYSTEM_NAMESPACE {
                     continue;
                 }
                 match has_room(part, namespace, &changes) {
@@ -183,13 +199,13 @@ impl Readers {
                 }
             }
         }
+        self.foreign = foreign;
         (changes, more)
     }
 
     /// The namespaces in which somebody else's RoleBinding has our name, with its uid.
     pub(super) fn foreign(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
-        let foreign = self.bindings.iter().filter(|(_, kept)| kept.foreign);
-        foreign.map(|((namespace, _), kept)| (&**namespace, kept.uid.as_deref()))
+        self.foreign.iter().map(|(namespace, uid)| (namespace.as_str(), uid.as_deref()))
     }
 
     /// Takes what was written.
@@ -292,8 +308,10 @@ pub(super) fn kept_role(Lean(role, cut): &Lean<Role>) -> (Key, Option<Kept>) {
         rules.flat_map(|rule| rule.resource_names.iter().flatten()).map(String::as_str)
     };
     let well = !cut && role.rules.as_ref().is_some_and(|rules| *rules == [rule(named())]);
-    let (prefix, default) = (names::trust_config_map(""), default_name());
-    let names = named().filter(|name| name.starts_with(&prefix) && *name != default).map(Into::into).collect();
+    let default = default_name();
+    let of = role.metadata.namespace.as_deref().unwrap_or_default();
+    let is_trust = |name: &&str| ClusterName::of_trust_config_map(of, name).is_some() && *name != default;
+    let names = named().filter(is_trust).map(Into::into).collect();
     let kept = Kept { names, ..kept(&role.metadata, if well { digest(named()) } else { 0 }) };
     (key(role.metadata.namespace.as_deref(), Some(READER)), Some(kept))
 }
@@ -302,7 +320,8 @@ pub(super) fn kept_role(Lean(role, cut): &Lean<Role>) -> (Key, Option<Kept>) {
 pub(super) fn kept_binding(Lean(binding, cut): &Lean<RoleBinding>) -> (Key, Option<Kept>) {
     let RoleRef { kind, name, .. } = &binding.role_ref;
     let subjects = binding.subjects.as_deref().unwrap_or_default();
-    let foreign = !cut && (kind != "Role" || name != READER);
+    // One that is larger than ours is somebody else's, whatever it binds.
+    let foreign = *cut || kind != "Role" || name != READER;
     let digest = if *cut { 0 } else { digest_of_subjects(subjects.iter()) };
     let kept = Kept { foreign, ..kept(&binding.metadata, digest) };
     (key(binding.metadata.namespace.as_deref(), Some(READER)), Some(kept))
@@ -441,14 +460,35 @@ mod tests {
         let by_hand: Role = serde_json::from_value(json!({"metadata": {"name": READER, "namespace": "a"}})).unwrap();
         readers.take(Part::Role, "a", kept_role(&Lean(by_hand, false)).1);
         let mut theirs = binding(&[&group("a")]);
-        theirs["metadata"] = json!({"name": READER, "namespace": "a"});
+        theirs["metadata"] = json!({"name": READER, "namespace": "a", "labels": {OUR_LABEL.0: OUR_LABEL.1}});
         theirs["roleRef"]["name"] = "view".into();
         let theirs = serde_json::from_value(theirs).unwrap();
         readers.take(Part::Binding, "a", kept_binding(&Lean(theirs, false)).1);
         assert_eq!(settle(&mut readers, &[], now), [""; 0]);
-        assert_eq!(readers.foreign().map(|(namespace, _)| namespace).collect::<Vec<_>>(), ["a"]);
+        let foreign =
+            |readers: &Readers| readers.foreign().map(|(namespace, _)| namespace.to_owned()).collect::<Vec<_>>();
+        assert_eq!(foreign(&readers), [""; 0]);
         // Where the namespace opts in, the Role is taken over; what another binding gives is not ours to say.
         assert_eq!(settle(&mut readers, &[group("a")], now), ["a/etcd-tls-trust-reader (Role): made or mended"]);
+        assert_eq!(foreign(&readers), ["a"]);
+    }
+
+    #[test]
+    fn nobody_is_bound_to_a_role_of_somebody_else() {
+        let (mut readers, now, all) = (lab(), Instant::now(), [group("a")]);
+        let by_hand: Role = serde_json::from_value(json!({
+            "metadata": {"name": READER, "namespace": "a"},
+            "rules": [{"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}],
+        }))
+        .unwrap();
+        readers.take(Part::Role, "a", kept_role(&Lean(by_hand, false)).1);
+        for wait in [false, true] {
+            let (changes, more) = readers.changes(&all, now, |_| true, |_| !wait);
+            let made: Vec<_> = changes.iter().map(ToString::to_string).collect();
+            let role = ["a/etcd-tls-trust-reader (Role): made or mended".to_owned()];
+            assert_eq!((made, more), if wait { (Vec::new(), false) } else { (role.to_vec(), true) });
+        }
+        assert_eq!(settle(&mut readers, &all, now).len(), 2);
     }
 
     #[test]
