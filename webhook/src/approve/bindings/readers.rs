@@ -389,7 +389,11 @@ mod tests {
             for change in changes {
                 let super::super::Change::Reader(change) = change else { panic!("{change}") };
                 all.push(change.to_string());
-                let kept = change.object.map(|object| match change.part {
+                let mut object = change.object;
+                if let Some(object) = &mut object {
+                    object["metadata"]["namespace"] = change.namespace.clone().into();
+                }
+                let kept = object.map(|object| match change.part {
                     Part::Role => kept_role(&serde_json::from_value::<Role>(object).unwrap().into()).1.unwrap(),
                     Part::Binding => {
                         kept_binding(&serde_json::from_value::<RoleBinding>(object).unwrap().into()).1.unwrap()
