@@ -107,7 +107,9 @@ pub(super) fn run(bytes: &[u8]) {
     let request = request.to_request();
     let path = request.path().to_owned();
     let known = TOKENS.lines().filter_map(|line| line.split(',').next()).any(|token| {
-        request.head().headers.get_all(header::AUTHORIZATION).any(|value| value.as_bytes().ends_with(token.as_bytes()))
+        // Space after a header's value is no part of it.
+        let mut values = request.head().headers.get_all(header::AUTHORIZATION);
+        values.any(|value| value.as_bytes().trim_ascii_end().ends_with(token.as_bytes()))
     });
     let server = SIGNER.with_borrow_mut(|signer| {
         if signer.created >= MOST {
