@@ -108,7 +108,7 @@ async fn handshake(client: &Client, namespace: &str, name: &str, role: Role, por
     };
     match tokio::time::timeout(LIMIT, asked).await {
         Err(_) => unknown(format!("port {port} gave no answer within {} s", LIMIT.as_secs())),
-        Ok(Err(why)) => unknown(why),
+        Ok(Err(error)) => unknown(error.to_string()),
         Ok(Ok((401 | 403, _))) => {
             let right = Right::new("get", "pods/proxy", Some(namespace));
             let reason = format!("no handshake was made: your account lacks the right to {right}");

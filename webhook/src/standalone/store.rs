@@ -154,7 +154,7 @@ impl Store {
                 }
                 Entry::Holders => *draft.index_mut().holders_mut() = Holders::default(),
                 Entry::Hold(holding) => draft.index_mut().holders_mut().take(&holding, now),
-                Entry::Ledger(entry) => draft.ledger_mut().replay(entry).map_err(|error| error.to_string())?,
+                Entry::Ledger(entry) => draft.ledger_mut().replay(entry)?,
                 Entry::Revision(r) => revision = revision.max(r),
             }
             draft.ledger_mut().keep();

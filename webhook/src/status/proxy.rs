@@ -21,16 +21,29 @@ struct Status {
     message: String,
 }
 
+/// Why a call has no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ProxyError {
+    /// The path is none of a URL.
+    #[error("the call cannot be made: {0}")]
+    Call(#[from] hyper::http::Error),
+    /// The API server does not answer.
+    #[error("the API server fails: {0}")]
+    ApiServer(#[from] Box<kube::Error>),
+    /// It breaks off, or is too long.
+    #[error("the answer cannot be read: {0}")]
+    Answer(Box<dyn std::error::Error + Send + Sync>),
+}
+
 /// One call: its code and body, of `most` bytes.
 ///
 /// # Errors
-/// The API server does not answer, or the answer is too long; in words.
-pub(crate) async fn get(client: &Client, path: &str, most: usize) -> Result<(u16, String), String> {
-    let request = hyper::Request::get(path).body(Body::empty()).map_err(|error| error.to_string())?;
-    let response = client.send(request).await.map_err(|error| format!("the API server fails: {error}"))?;
+/// See [`ProxyError`].
+pub(crate) async fn get(client: &Client, path: &str, most: usize) -> Result<(u16, String), ProxyError> {
+    let request = hyper::Request::get(path).body(Body::empty())?;
+    let response = client.send(request).await.map_err(Box::new)?;
     let status = response.status().as_u16();
-    let body = Limited::new(response.into_body(), most).collect().await;
-    let body = body.map_err(|error| format!("the answer cannot be read: {error}"))?.to_bytes();
+    let body = Limited::new(response.into_body(), most).collect().await.map_err(ProxyError::Answer)?.to_bytes();
     Ok((status, String::from_utf8_lossy(&body).into_owned()))
 }
 
@@ -42,7 +55,7 @@ pub(crate) async fn ask(client: &Client, namespace: &str, name: &str, port: u16)
     let describe = || format!("kubectl -n {namespace} describe pod {name}");
     let unseen = |reason: String| Unseen { reason, next: describe() };
     let path = format!("/api/v1/namespaces/{namespace}/pods/{name}:{port}/proxy/metrics");
-    let asked = async { get(client, &path, MAX_ANSWER).await.map_err(unseen) };
+    let asked = async { get(client, &path, MAX_ANSWER).await.map_err(|error| unseen(error.to_string())) };
     let late = || unseen(format!("its sidecar gave no answer on port {port} within {} s", SIDECAR_LIMIT.as_secs()));
     let (status, text) = tokio::time::timeout(SIDECAR_LIMIT, asked).await.map_err(|_| late())??;
     let right = Right::new("get", "pods/proxy", Some(namespace));

@@ -8,6 +8,7 @@
 //! **Invariant.** No name of a request is ever a path: there are three files, whose names are constants.
 
 use std::{
+    fmt,
     fs::{DirBuilder, File, OpenOptions},
     io::{self, ErrorKind, Read as _, Seek as _, SeekFrom, Write as _},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
@@ -128,7 +129,10 @@ impl Journal {
     ///
     /// # Errors
     /// See [`OpenError`].
-    pub(super) fn open(dir: &Path, take: impl FnMut(Entry) -> Result<(), String>) -> Result<Self, OpenError> {
+    pub(super) fn open<E: fmt::Display>(
+        dir: &Path,
+        take: impl FnMut(Entry) -> Result<(), E>,
+    ) -> Result<Self, OpenError> {
         let io = |path: &Path| {
             let path = path.to_owned();
             move |error| OpenError::Io { path, error }
@@ -324,14 +328,14 @@ fn head(lines: &[u8]) -> String {
 
 /// Gives `take` the entries of all whole batches, one after the other; where the last of them ends. The requests in a journal
 /// are of several times the memory of those that are kept of it.
-fn replay(bytes: &[u8], mut take: impl FnMut(Entry) -> Result<(), String>) -> Result<u64, (u64, String)> {
+fn replay<E: fmt::Display>(bytes: &[u8], mut take: impl FnMut(Entry) -> Result<(), E>) -> Result<u64, (u64, String)> {
     let mut offset = 0;
     while offset < bytes.len() {
         match next_batch(&bytes[offset..]) {
             Ok((lines, end)) => {
                 for line in lines.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
-                    let entry = serde_json::from_slice(line).map_err(|e| e.to_string());
-                    entry.and_then(&mut take).map_err(|message| (offset as u64, message))?;
+                    let entry = serde_json::from_slice(line).map_err(|error| (offset as u64, error.to_string()))?;
+                    take(entry).map_err(|error| (offset as u64, error.to_string()))?;
                 }
                 offset += end;
             }
@@ -370,6 +374,8 @@ fn next_batch(bytes: &[u8]) -> Result<(&[u8], usize), String> {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic)]
 
+    use std::convert::Infallible;
+
     use super::*;
 
     struct Dir(PathBuf);
@@ -392,7 +398,7 @@ mod tests {
         let mut entries = Vec::new();
         let journal = Journal::open(dir, |entry| {
             entries.push(entry);
-            Ok(())
+            Ok::<_, Infallible>(())
         })?;
         Ok((journal, entries))
     }
@@ -401,7 +407,7 @@ mod tests {
         let mut entries = Vec::new();
         let length = replay(bytes, |entry| {
             entries.push(entry);
-            Ok(())
+            Ok::<_, Infallible>(())
         })?;
         Ok((entries, length))
     }
