@@ -158,7 +158,7 @@ impl Store {
                 Entry::Revision(r) => revision = revision.max(r),
             }
             draft.ledger_mut().keep();
-            Ok(())
+            Ok::<_, ApiError>(())
         })?;
         draft.charge_all();
         *draft.index_mut().revocations_mut() = draft.ledger().revocations().clone();
