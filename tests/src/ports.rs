@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     io::ErrorKind,
     net::{IpAddr, Ipv4Addr, TcpListener},
+    os::unix::fs::MetadataExt as _,
     process,
     sync::{Mutex, PoisonError},
 };
@@ -38,7 +39,9 @@ impl Own {
     }
 
     fn take_a_block(&mut self) -> bool {
-        let directory = std::env::temp_dir().join("etcd-tls-test-ports");
+        // Another user's folder cannot be written.
+        let user = fs::metadata("/proc/self").map(|process| process.uid()).unwrap_or_default();
+        let directory = std::env::temp_dir().join(format!("etcd-tls-test-ports-{user}"));
         fs::create_dir_all(&directory).expect("a folder of locks");
         let first = u16::try_from(process::id() % u32::from(BLOCKS)).unwrap_or_default();
         let taken = (0..BLOCKS).map(|n| (first + n) % BLOCKS).find_map(|block| {
