@@ -193,15 +193,11 @@ async fn an_upgrade_and_a_rollback_issue_nothing_anew() {
         api.kubectl(&["get", "csr", "-o", "name"]).lines().map(str::to_owned).collect()
     };
     let before = requests(&installation.api);
-    let pods = installation.api.kubectl(&[
-        "-n",
-        "prod",
-        "get",
-        "pod",
-        "etcd-0",
-        "-o",
-        "jsonpath={.metadata.uid} {.metadata.labels}",
-    ]);
+    let of_pod = |api: &ApiServer| {
+        let shown = "jsonpath={.metadata.uid} {.metadata.labels}";
+        api.kubectl(&["-n", "prod", "get", "pod", "etcd-0", "-o", shown])
+    };
+    let pods = of_pod(&installation.api);
 
     let release = Release { api: &installation.api, helm: &helm };
     release.helm(&["rollback", "etcd-tls", "1"], None);
@@ -213,16 +209,7 @@ async fn an_upgrade_and_a_rollback_issue_nothing_anew() {
     // Two roles of one pod. Those of the first one may be deleted by now.
     let new: Vec<_> = requests(&installation.api).difference(&before).cloned().collect();
     assert_eq!(new.len(), 2, "{new:?}, before {before:?}");
-    let now = installation.api.kubectl(&[
-        "-n",
-        "prod",
-        "get",
-        "pod",
-        "etcd-0",
-        "-o",
-        "jsonpath={.metadata.uid} {.metadata.labels}",
-    ]);
-    assert_eq!(now, pods);
+    assert_eq!(of_pod(&installation.api), pods);
     for process in [&mut installation.admit, &mut installation.approve, &mut installation.sign] {
         assert!(process.running(), "{}", process.log_end());
     }

@@ -107,9 +107,7 @@ impl Quota {
         };
         Err(too_many(&format!("{limit}, which is the limit; try again later")))
     }
-}
 
-impl Quota {
     /// How many one user may have while `total` are open.
     const fn share(&self, total: usize) -> usize {
         let some = self.per_user / 20;
