@@ -209,7 +209,8 @@ pub(crate) async fn get_certificate_made(wire: &mut Wire, ask: &Ask, made: impl 
         };
         let (elapsed, now) = (began.elapsed(), SystemTime::now());
         if elapsed > LIMIT {
-            return Err(format!("{}: no certificate within {LIMIT:?}: {status}", ask.name));
+            let seen = String::from_utf8_lossy(&body).chars().take(4000).collect::<String>();
+            return Err(format!("{}: no certificate within {LIMIT:?}: {status}: {seen}", ask.name));
         }
         match flow.step(answer, &Circumstances { elapsed, took, life: None, now, chance: 0.5 }) {
             Step::Over(Outcome::Signed { .. }) => return Ok(began.elapsed().as_secs_f64() * 1e3),

@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 
 use etcd_tls_contract::{names, role::Role};
 use futures::{StreamExt, future::join_all, stream};
-use tests::installation::{Installation, Options};
+use tests::{
+    installation::{Installation, Options},
+    process::Process,
+};
 use tokio::time::sleep;
 
 use crate::{
@@ -49,6 +52,9 @@ pub(crate) async fn measure(report: &mut Report) -> Result<(), String> {
     };
     let mut numbers = numbers()?;
     numbers.sort_unstable();
+    // Two CAs for each cluster: 4,000 clusters have as many as the policy allows by default.
+    let most = numbers.last().map_or(0, |most| most * 2 + MEMBERS);
+    tests::policy::set(&installation.api.client, &format!("authoritiesInAll: {}", most.max(8000) * 2)).await;
     let address = asks::address(&installation.api);
     let mut admin = Wire::open(address, asks::admin(&installation.api)).await?;
     let mut wires = Wire::open_many(WIRES, address, &asks::nobody(&installation.api)).await?;
@@ -67,7 +73,10 @@ pub(crate) async fn measure(report: &mut Report) -> Result<(), String> {
         };
         let before = hand(&mut wires, "before").await?;
         let (mut spent, stored) = (Spent::default(), etcd_bytes(&installation, &mut admin).await?);
-        let burst = load.of(&mut spent, &mut admin, at_once(&mut wires, &all)).await?;
+        let burst = load.of(&mut spent, &mut admin, at_once(&mut wires, &all)).await.map_err(|e| {
+            let [approve, sign] = [&installation.approve, &installation.sign].map(Process::log_end);
+            format!("{e}\napprove: {approve}\nsign: {sign}")
+        })?;
         let written = etcd_bytes(&installation, &mut admin).await? - stored;
         let bare = median(&[before, hand(&mut wires, "after").await?]);
         let count = all.len() as f64;
