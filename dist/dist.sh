@@ -44,7 +44,8 @@ repository=${REGISTRY:-docker.io/library}
 # kustomize takes no absolute path.
 mkdir "$work/overlay"
 {
-  printf 'resources: ["%s"]\n' "$(realpath --relative-to="$work/overlay" manifests)"
+  # As in manifests/kustomization.yaml: policies before rights.
+  printf 'sortOptions: {order: fifo}\nresources: ["%s"]\n' "$(realpath --relative-to="$work/overlay" manifests)"
   [ -z "$REGISTRY" ] || printf 'images:\n- {name: etcd-tls-webhook, newName: "%s/etcd-tls-webhook"}\n- {name: etcd-tls-sidecar, newName: "%s/etcd-tls-sidecar"}\n' \
     "$REGISTRY" "$REGISTRY"
 } >"$work/overlay/kustomization.yaml"

@@ -259,6 +259,22 @@ fn an_overlays_images_reach_the_injected_sidecar() {
     }
 }
 
+/// `kubectl apply` writes in the order of the text: when a right is there, so is the policy that limits it.
+#[test]
+fn policies_come_before_the_rights_that_they_limit() {
+    let Some(assets) = tier::kubernetes() else { return };
+    let overlay = TempDir::new("order");
+    let base = relative(&overlay, "manifests");
+    overlay.write("kustomization.yaml", format!("sortOptions: {{order: fifo}}\nresources: [{base}]\n"));
+    for directory in [tests::repository().join("manifests"), overlay.path().to_owned()] {
+        let rendered = run(std::process::Command::new(assets.join("kubectl")).arg("kustomize").arg(directory));
+        let kinds: Vec<&str> = rendered.lines().filter_map(|line| line.strip_prefix("kind: ")).collect();
+        let last_policy = kinds.iter().rposition(|kind| kind.starts_with("ValidatingAdmissionPolicy"));
+        let first_right = kinds.iter().position(|kind| kind.ends_with("Role") || kind.ends_with("RoleBinding"));
+        assert!(last_policy.is_some() && last_policy < first_right, "{kinds:?}");
+    }
+}
+
 /// The component, and what its comment says about more clusters and accounts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_lease_lock_is_for_its_namespace_and_its_leases() {
