@@ -6,7 +6,7 @@
 
 use std::{collections::VecDeque, marker::PhantomData, sync::Arc, time::Duration};
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt, future::BoxFuture};
 use http_body_util::BodyExt;
 use kube::{
     Client,
@@ -14,7 +14,7 @@ use kube::{
     core::{Request, Status},
 };
 use serde::Deserialize;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::answer::{BodyStream, Head, HeadMetadata, Object, object, refusal};
 use crate::{
@@ -150,12 +150,29 @@ pub(crate) struct Events<T> {
     backoff: WatchBackoff,
     wait_until: Option<Instant>,
     opened: Instant,
+    /// When the answer last brought something.
+    heard: Instant,
     objects: PhantomData<fn() -> T>,
 }
 
 enum State {
     Closed,
-    Open { body: BodyStream, projection: Projection, mode: Mode },
+    /// The request is under way. It is kept here, so that a caller that drops [`Events::next`] does not start it anew.
+    Asked {
+        answer: BoxFuture<'static, Result<Answered, ApiServerError>>,
+        mode: Mode,
+    },
+    Open {
+        body: BodyStream,
+        projection: Projection,
+        mode: Mode,
+    },
+}
+
+/// The API server's answer to a request for a list or a watch.
+enum Answered {
+    Begins(BodyStream),
+    Refused(u16, ApiServerError),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,6 +201,7 @@ impl<T: Object> Events<T> {
             backoff: WatchBackoff::default(),
             wait_until: None,
             opened: Instant::now(),
+            heard: Instant::now(),
             objects: PhantomData,
         }
     }
@@ -232,10 +250,16 @@ impl<T: Object> Events<T> {
 
     async fn advance(&mut self) -> Result<(), WatchError> {
         match &mut self.state {
-            State::Closed => self.open().await,
+            State::Closed => self.ask(),
+            State::Asked { answer, mode } => {
+                let (answer, mode) = (answer.await, *mode);
+                self.state = State::Closed;
+                self.open(answer?, mode)
+            }
             State::Open { body, projection, mode } => {
                 let mode = *mode;
-                let chunk = timeout(SILENCE, body.next()).await.map_err(|_| WatchError::Silence)?;
+                let chunk = timeout_at(self.heard + SILENCE, body.next()).await.map_err(|_| WatchError::Silence)?;
+                self.heard = Instant::now();
                 let Some(chunk) = chunk else {
                     let broke_off = !projection.is_between_values();
                     return self.ended(mode, broke_off);
@@ -258,7 +282,8 @@ impl<T: Object> Events<T> {
         }
     }
 
-    async fn open(&mut self) -> Result<(), WatchError> {
+    /// Begins the request for what comes next.
+    fn ask(&mut self) -> Result<(), WatchError> {
         let Source { labels, fields, metadata_alone, .. } = &self.source;
         let watch = |seconds, send_initial_events, version: &str| {
             let params = WatchParams {
@@ -291,26 +316,37 @@ impl<T: Object> Events<T> {
                 request.headers_mut().insert("accept", accept);
             }
         }
-        let answer = timeout(REQUEST_TIMEOUT, self.client.send(request.map(Into::into))).await;
-        let answer = answer.map_err(|_| ApiServerError::Timeout)?.map_err(ApiServerError::Api)?;
-        let status = answer.status().as_u16();
-        let mut body: BodyStream = Box::pin(answer.into_body().into_data_stream());
-        if status >= 400 {
-            let error = refusal(status, &mut body).await;
-            match (status, mode) {
-                // No streaming lists here: an API server before 1.32, or one whose etcd cannot tell its progress (500).
-                (status, Mode::StreamingList) if !matches!(status, 401 | 403 | 429) => {
-                    self.streaming_lists = false;
-                    return Ok(());
-                }
-                (410, Mode::Watch) => {
-                    self.version = None;
-                    self.wait();
-                    return Ok(());
-                }
-                _ => return Err(error.into()),
+        let client = self.client.clone();
+        let answer = async move {
+            let answer = timeout(REQUEST_TIMEOUT, client.send(request.map(Into::into))).await;
+            let answer = answer.map_err(|_| ApiServerError::Timeout)?.map_err(ApiServerError::Api)?;
+            let status = answer.status().as_u16();
+            let mut body: BodyStream = Box::pin(answer.into_body().into_data_stream());
+            if status < 400 {
+                return Ok(Answered::Begins(body));
             }
-        }
+            Ok(Answered::Refused(status, refusal(status, &mut body).await))
+        };
+        self.state = State::Asked { answer: answer.boxed(), mode };
+        Ok(())
+    }
+
+    /// Takes the beginning of an answer.
+    fn open(&mut self, answer: Answered, mode: Mode) -> Result<(), WatchError> {
+        let body = match answer {
+            Answered::Begins(body) => body,
+            // No streaming lists here: an API server before 1.32, or one whose etcd cannot tell its progress (500).
+            Answered::Refused(status, _) if mode == Mode::StreamingList && !matches!(status, 401 | 403 | 429) => {
+                self.streaming_lists = false;
+                return Ok(());
+            }
+            Answered::Refused(410, _) if mode == Mode::Watch => {
+                self.version = None;
+                self.wait();
+                return Ok(());
+            }
+            Answered::Refused(_, error) => return Err(error.into()),
+        };
         let projection = match mode {
             Mode::Page => Projection::of_list(Arc::clone(&self.of_list), "items", self.source.limit),
             Mode::StreamingList | Mode::Watch => Projection::new(Arc::clone(&self.of_watch), self.source.limit),
@@ -321,6 +357,7 @@ impl<T: Object> Events<T> {
         }
         self.state = State::Open { body, projection, mode };
         self.opened = Instant::now();
+        self.heard = self.opened;
         Ok(())
     }
 
@@ -413,3 +450,113 @@ pub(crate) struct Metadata {
 }
 
 impl Object for Metadata {}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        convert::Infallible,
+        future::Future,
+        pin::Pin,
+        sync::atomic::{AtomicUsize, Ordering},
+        task::{Context, Poll},
+    };
+
+    use bytes::Bytes;
+    use http_body_util::Full;
+    use hyper::{Request as HttpRequest, Response};
+    use kube::client::Body;
+    use tokio::time::sleep;
+
+    use super::*;
+
+    /// An API server without streaming lists. A page takes its time; a watch brings nothing.
+    #[derive(Clone, Default)]
+    struct Slow(Arc<AtomicUsize>);
+
+    const PAGE_TAKES: Duration = Duration::from_millis(200);
+
+    impl tower::Service<HttpRequest<Body>> for Slow {
+        type Response = Response<BoxedBody>;
+        type Error = Infallible;
+        type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, request: HttpRequest<Body>) -> Self::Future {
+            let lists = Arc::clone(&self.0);
+            Box::pin(async move {
+                let query = request.uri().query().unwrap_or_default();
+                if query.contains("watch=true") {
+                    return Ok(Response::new(BoxedBody::new(Silent)));
+                }
+                lists.fetch_add(1, Ordering::Relaxed);
+                sleep(PAGE_TAKES).await;
+                let page =
+                    r#"{"metadata":{"resourceVersion":"7"},"items":[{"metadata":{"name":"a","resourceVersion":"3"}}]}"#;
+                let page = Full::new(Bytes::from_static(page.as_bytes()));
+                Ok(Response::new(BoxedBody::new(page.map_err(|never| match never {}))))
+            })
+        }
+    }
+
+    type BoxedBody = http_body_util::combinators::BoxBody<Bytes, std::io::Error>;
+
+    /// A connection on which nothing comes.
+    struct Silent;
+
+    impl hyper::body::Body for Silent {
+        type Data = Bytes;
+        type Error = std::io::Error;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<hyper::body::Frame<Bytes>, Self::Error>>> {
+            Poll::Pending
+        }
+    }
+
+    fn events(slow: &Slow) -> Events<Metadata> {
+        let source = Source {
+            path: "/api/v1/pods".to_owned(),
+            in_pages: true,
+            wanted: &[&["metadata", "name"]],
+            limit: 1024,
+            ..Source::default()
+        };
+        Events::new(Client::new(slow.clone(), "default"), source)
+    }
+
+    /// The next event, by a caller that has other things to do every few milliseconds, as one that waits for several sources.
+    async fn next(events: &mut Events<Metadata>) -> Result<Event<Metadata>, WatchError> {
+        loop {
+            if let Ok(event) = timeout(Duration::from_millis(5), events.next()).await {
+                return event;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_caller_with_other_things_to_do_starts_no_request_anew() {
+        let slow = Slow::default();
+        let mut events = events(&slow);
+        assert!(matches!(next(&mut events).await, Ok(Event::Begins)));
+        assert!(matches!(next(&mut events).await, Ok(Event::Listed(_))));
+        assert!(matches!(next(&mut events).await, Ok(Event::Complete)));
+        assert_eq!(slow.0.load(Ordering::Relaxed), 1, "lists");
+    }
+
+    #[tokio::test]
+    async fn a_caller_with_other_things_to_do_notices_silence() {
+        let mut events = events(&Slow::default());
+        while !matches!(next(&mut events).await, Ok(Event::Complete)) {}
+        for _ in 0..20 {
+            assert!(timeout(Duration::from_millis(5), events.next()).await.is_err());
+        }
+        assert!(matches!(events.state, State::Open { mode: Mode::Watch, .. }));
+        events.heard -= SILENCE;
+        assert!(matches!(next(&mut events).await, Err(WatchError::Silence)));
+    }
+}
