@@ -31,7 +31,7 @@ use super::{
     notices::{foreign_binding, foreign_reader, too_many_accounts},
     opted_in,
     pace::Paces,
-    readers::{self, Part, READER, Readers},
+    readers::{self, AT_A_LOOK, Part, READER, Readers},
     requesters, sign_subject,
     spread::{self, BINDINGS},
     trust_role,
@@ -279,8 +279,12 @@ impl Reconciler {
         waits.extend(more.then_some(now));
         let mut next = [accounts.next_end(), readers.next_end(), waits.first().copied()].into_iter().flatten().min();
         let mut later = |at: Instant| next = Some(next.map_or(at, |next| next.min(at)));
-        let (requesters, others): (Vec<_>, Vec<_>) =
+        let (requesters, mut others): (Vec<_>, Vec<_>) =
             due.into_iter().partition(|change| matches!(change, Change::Requesters(..)));
+        if others.len() > AT_A_LOOK {
+            others.truncate(AT_A_LOOK);
+            later(now);
+        }
         // Those who may request one after the other, as they are ordered; the namespaces' own beside each other.
         for (changes, at_once, in_order) in [(requesters, 1, true), (others, AT_ONCE, false)] {
             let uid_of = |change: &Change| match change {

@@ -35,7 +35,7 @@ use crate::controller::{
 pub(super) const READER: &str = "etcd-tls-trust-reader";
 
 /// Changes of one look: a label that is set meanwhile waits for no more of them.
-const AT_A_LOOK: usize = 256;
+pub(super) const AT_A_LOOK: usize = 256;
 
 /// One of the two objects of a namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
