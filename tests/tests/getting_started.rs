@@ -83,7 +83,7 @@ async fn the_commands_for_clusters_do_what_the_page_says() {
             let unknown = format!("{command}; code=$?; [ $code = 4 ] || [ $code = 3 ]");
             let line = match command.as_str() {
                 "etcd-tls-webhook check" => &patient,
-                "etcd-tls-webhook status -n my-namespace" => &unknown,
+                "etcd-tls-webhook status -n my-namespace" | "etcd-tls-webhook status -n my-project" => &unknown,
                 _ => command,
             };
             said += &bash(directory.path(), &path, Some(&installation.api.kubeconfig), line);

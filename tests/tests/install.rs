@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeSet,
     env, fs,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -99,6 +100,41 @@ fn the_manifests_ask_nothing_of_a_cluster_that_it_may_not_have() {
         assert_eq!(deployment["spec"]["template"]["spec"]["priorityClassName"], "system-cluster-critical");
     }
     assert!(with.iter().any(|o| o["kind"] == "ResourceQuota" && o["metadata"]["namespace"] == SYSTEM));
+}
+
+/// The overlays of docs/install.md and docs/without-webhook.md, as they stand there.
+#[test]
+fn the_overlays_of_the_pages_name_their_images_and_pull_secrets() {
+    let Some(assets) = tier::kubernetes() else { return };
+    let path = pages::path(&[&assets]);
+    for (page, section, deployments) in
+        [("install.md", "From a registry of your own", 3), ("without-webhook.md", "Install", 2)]
+    {
+        let blocks = pages::blocks(page, section);
+        let overlay = blocks.iter().find(|block| block.contains("kubectl apply -k")).expect("an overlay");
+        let directory = TempDir::new("page-overlay");
+        symlink(tests::repository().join("manifests"), directory.join("manifests")).expect("link");
+        let script = format!("set -e\n{}", overlay.replace("kubectl apply -k", "kubectl kustomize"));
+        let rendered = pages::bash(directory.path(), &path, None, &script).unwrap_or_else(|error| panic!("{error}"));
+        let objects: Vec<Value> = serde_saphyr::from_multiple(&rendered).expect("YAML");
+        let all: Vec<_> = objects.iter().filter(|object| object["kind"] == "Deployment").collect();
+        assert_eq!(all.len(), deployments, "{page}");
+        for deployment in all {
+            let spec = &deployment["spec"]["template"]["spec"];
+            let image = spec["containers"][0]["image"].as_str().expect("an image");
+            assert!(image.contains("example.com/") && image.ends_with("/etcd-tls-webhook:0.1.0"), "{page}: {image}");
+            let secrets = if page == "install.md" { json!([{"name": "registry"}]) } else { Value::Null };
+            assert_eq!(spec["imagePullSecrets"], secrets, "{page}");
+        }
+        let sidecar = rendered.lines().any(|l| l.contains("example.com/") && l.ends_with("/etcd-tls-sidecar:0.1.0"));
+        assert!(sidecar, "{page}: the injected image");
+        let admits = |object: &&Value| identity(object) == ("Deployment".to_owned(), "etcd-tls-admit".to_owned());
+        if let Some(admit) = objects.iter().find(admits) {
+            let variables = admit["spec"]["template"]["spec"]["containers"][0]["env"].as_array().expect("variables");
+            let wanted = json!({"name": "SIDECAR_PULL_SECRETS", "value": "registry"});
+            assert!(variables.contains(&wanted), "{variables:?}");
+        }
+    }
 }
 
 /// Each component and example on its own: kustomize has nothing to say, such as that a field is deprecated.
