@@ -71,7 +71,7 @@ const SAME: [(&str, &str, &str, &str); 16] = [
     ),
     ("revocation.md", "A pod that has 256 of them waits", "webhook/src/sign.rs", "default_value_t = 256,"),
     (
-        "revocation.md",
+        "authorities.md",
         "`sign` writes the record within two seconds after a certificate",
         "webhook/src/sign/authorities/unwritten.rs",
         "pub(in crate::sign) const RECORD_WITHIN: Duration = Duration::from_secs(2);",
