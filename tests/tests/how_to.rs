@@ -1,4 +1,5 @@
-//! The commands of docs/authorities.md, docs/uninstall.md and docs/operations.md, as they stand there, typed by an administrator.
+//! The commands of docs/authorities.md, docs/policy.md, docs/uninstall.md and docs/operations.md, as they stand there, typed by an
+//! administrator.
 
 #[path = "approve/lab.rs"]
 #[allow(dead_code, reason = "the approver's tests use the rest")]
@@ -165,11 +166,13 @@ async fn publishes(lab: &Lab, root: &Bundle) -> Result<(), &'static str> {
     if peer.contains(root) { Ok(()) } else { Err("another bundle") }
 }
 
-/// docs/authorities.md, *A CA of one's own*, and docs/clients-outside.md, as far as there is no member to call.
+/// docs/policy.md, docs/authorities.md, *A CA of one's own*, and docs/clients-outside.md, as far as there is no member to call.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_ca_of_ones_own_signs_and_a_client_outside_gets_its_certificate() {
-    if which("openssl").is_none() {
-        return tests::tier::skip_special("no openssl in PATH", "install it");
+    for program in ["openssl", "jq"] {
+        if which(program).is_none() {
+            return tests::tier::skip_special(&format!("no {program} in PATH"), "install it");
+        }
     }
     let Some(lab) = Lab::new().await else { return };
     let approver = lab.approver("approve-a", &[]);
@@ -190,7 +193,10 @@ async fn a_ca_of_ones_own_signs_and_a_client_outside_gets_its_certificate() {
     let own = pages::blocks("authorities.md", "A CA of one's own");
     let outside = |section: &str| pages::blocks("clients-outside.md", section);
     let root = next_ca(&own[0]);
-    lab.set_policy(&format!("{}\n{}\n", own[1], outside("A host that renews by itself")[0])).await;
+    dir.write("policy.yaml", format!("{}\n{}\n", own[1], outside("A host that renews by itself")[0]));
+    type_(&format!("set -e\n{}", pages::blocks("policy.md", "Policy")[0]));
+    let keys = type_("kubectl -n etcd-tls-system get configmap etcd-tls-policy -o jsonpath='{.data}' | jq -c keys");
+    assert_eq!(keys.trim(), r#"["policy.yaml","policy.yaml.example"]"#, "the shipped key stays");
     let pod = injected(&lab, "my-namespace").await;
     let (_, chain) = issue(&lab, &pod, Role::Peer, None).await;
     assert!(chain.certificates.len() == 2, "the intermediate is sent, the root is not");
