@@ -167,6 +167,88 @@ fn the_units_expect_what_the_page_says() {
     }
 }
 
+/// *Hosts under systemd*: the commands that make and copy files leave what the units name, and with the shipped arguments a host gets its
+/// certificates from the signer. systemd itself is not run.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_files_of_the_units_start_a_signer_and_a_host() {
+    for program in ["curl", "openssl"] {
+        if which(program).is_none() {
+            return tier::skip_special(&format!("no {program} in PATH"), "install it");
+        }
+    }
+    let dir = TempDir::new("units-of-hosts");
+    symlink(repository().join("manifests"), dir.join("manifests")).expect("link");
+    for (place, program) in [("release", "etcd-tls-webhook"), ("sidecar", "etcd-tls-sidecar")] {
+        dir.dir(&format!("target/{place}"));
+        let built = format!("#!/bin/sh\nexec '{}' \"$@\"\n", binary(program).display());
+        dir.write(format!("target/{place}/{program}"), built);
+    }
+    for place in ["etc/systemd/system", "usr/local/bin"] {
+        dir.dir(place);
+    }
+    let [address, admin] = [(); 2].map(|()| ports::loopback().to_string());
+    // This directory in place of `/`, loopback in place of the signer's address, and free ports.
+    let here = |text: &str| {
+        let root = dir.path().display().to_string();
+        let text = ["/etc/etcd-tls", "/etc/systemd", "/usr/local/bin", "/var/lib"]
+            .iter()
+            .fold(text.to_owned(), |text, place| text.replace(place, &format!("{root}{place}")));
+        let text = text.replace("192.0.2.10", "127.0.0.1").replace("[::]", "127.0.0.1");
+        text.replace(":6444", &format!(":{address}")).replace(":6445", &format!(":{admin}"))
+    };
+    let shell = |line: &str| pages::bash(dir.path(), &pages::path(&[]), None, &format!("set -e\n{line}"));
+    let (of_signer, of_host) = (pages::blocks(PAGE, "The signer"), pages::blocks(PAGE, "Each host"));
+    let is_here = |block: &&String| !block.contains("systemctl") && !block.contains("etcdctl");
+    for block in of_signer.iter().chain(&of_host).filter(is_here) {
+        shell(&here(&block.replace("chown etcd:", "chown $(id -u):"))).unwrap_or_else(|error| panic!("{error}"));
+    }
+    let etc = dir.join("etc/etcd-tls");
+    for (file, expected) in
+        [("ca.key", 0o600), ("tokens.csv", 0o600), ("standalone.env", 0o600), ("bootstrap.kubeconfig", 0o400)]
+    {
+        assert_eq!(mode(&etc.join(file)), expected, "{file}");
+    }
+    for name in ["etcd-tls-standalone.service", "etcd-tls-sidecar.service", "etcd.service.d/etcd-tls.conf"] {
+        assert!(dir.join("etc/systemd/system").join(name).is_file(), "{name}");
+    }
+
+    // A unit's command, with the variables of its file.
+    let command_of = |unit: &str| {
+        let read = |path: &str| here(&fs::read_to_string(dir.join(path)).expect("read"));
+        let unit = read(&format!("etc/systemd/system/{unit}"));
+        let value = |text: &str, key: &str| {
+            text.lines().find_map(|line| line.strip_prefix(&format!("{key}="))).map(str::to_owned)
+        };
+        let variables = value(&unit, "EnvironmentFile").expect("a file of arguments");
+        let variables = here(&fs::read_to_string(variables).expect("the arguments"));
+        let start = value(&unit, "ExecStart").expect("a command");
+        let words = start.split(' ').flat_map(|word| {
+            let text =
+                word.strip_prefix('$').map_or_else(|| word.to_owned(), |name| value(&variables, name).expect(name));
+            text.split(' ').map(str::to_owned).collect::<Vec<_>>()
+        });
+        let words: Vec<String> = words.collect();
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
+        command
+    };
+    let signer = Process::spawn("signer", &mut command_of("etcd-tls-standalone.service"), dir.path());
+    let mut lines = of_signer.iter().flat_map(|block| block.lines());
+    let ready = lines.find(|line| line.starts_with("curl ")).expect("a check");
+    eventually("the signer is ready", LIMIT, || async {
+        match shell(&here(ready))?.as_str() {
+            said if said.contains("ok") => Ok(()),
+            said => Err(format!("{said}{}", signer.log_end())),
+        }
+    })
+    .await;
+    run(&mut command_of("etcd-tls-request.service"));
+    let assets = dir.join("var/lib/etcd-tls");
+    for file in ["kubeconfig", "peer/tls.crt", "peer/ca.crl", "server/tls.key", "server/ca.crt"] {
+        assert!(assets.join(file).is_file(), "{file}: {}", signer.log_end());
+    }
+}
+
 /// *Approve as a person*.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_person_with_a_token_approves_and_revokes_by_the_commands_of_the_page() {
