@@ -76,7 +76,7 @@ reasons! {
     CERTIFICATE_ISSUED NORMAL POD, SIGN: "CertificateIssued",
         "The pod has its first certificate. Once for each pod; renewals have no Event, and where thousands of pods start at once, some pods have none.";
     CERTIFICATE_NEAR_EXPIRY WARNING POD, SIGN: "CertificateNearExpiry",
-        "Three quarters of the life of a certificate have passed, and the pod has not renewed it. Look at the sidecar's log, or try `check pod`.";
+        "Three quarters of the lifetime of a certificate have passed, and the pod has not renewed it. Look at the sidecar's log, or try `check pod`.";
     CERTIFICATE_REFUSED WARNING POD, SIGN: "CertificateRefused",
         "An approved request does not pass the check of the signer, or an operator has revoked the pod. The Event has every reason.";
     CERTIFICATE_WAITS WARNING POD, SIGN: "CertificateWaits",
