@@ -200,7 +200,7 @@ async fn the_files_of_the_units_start_a_signer_and_a_host() {
     let (of_signer, of_host) = (pages::blocks(PAGE, "The signer"), pages::blocks(PAGE, "Each host"));
     let is_here = |block: &&String| !block.contains("systemctl") && !block.contains("etcdctl");
     for block in of_signer.iter().chain(&of_host).filter(is_here) {
-        shell(&here(&block.replace("chown etcd:", "chown $(id -u):"))).unwrap_or_else(|error| panic!("{error}"));
+        shell(&here(&block.replace("chown etcd:", "chown $(id -un):"))).unwrap_or_else(|error| panic!("{error}"));
     }
     let etc = dir.join("etc/etcd-tls");
     for (file, expected) in
