@@ -183,7 +183,8 @@ async fn the_files_of_the_units_start_a_signer_and_a_host() {
         let built = format!("#!/bin/sh\nexec '{}' \"$@\"\n", binary(program).display());
         dir.write(format!("target/{place}/{program}"), built);
     }
-    for place in ["etc/systemd/system", "usr/local/bin"] {
+    // The last two by systemd, as the units have it (StateDirectory).
+    for place in ["etc/systemd/system", "usr/local/bin", "var/lib/etcd-tls-standalone", "var/lib/etcd-tls"] {
         dir.dir(place);
     }
     let [address, admin] = [(); 2].map(|()| ports::loopback().to_string());
