@@ -243,11 +243,17 @@ async fn the_files_of_the_units_start_a_signer_and_a_host() {
         }
     })
     .await;
-    run(&mut command_of("etcd-tls-request.service"));
+    // The unit waits for a year.
+    let request = Process::spawn("request", &mut command_of("etcd-tls-request.service"), dir.path());
     let assets = dir.join("var/lib/etcd-tls");
-    for file in ["kubeconfig", "peer/tls.crt", "peer/ca.crl", "server/tls.key", "server/ca.crt"] {
-        assert!(assets.join(file).is_file(), "{file}: {}", signer.log_end());
-    }
+    eventually("the host's files", LIMIT, || async {
+        let files = ["kubeconfig", "peer/tls.crt", "peer/ca.crl", "server/tls.key", "server/ca.crt"];
+        match files.iter().find(|file| !assets.join(file).is_file()) {
+            None => Ok(()),
+            Some(file) => Err(format!("{file}: {}{}", request.log_end(), signer.log_end())),
+        }
+    })
+    .await;
 }
 
 /// *Approve as a person*.
