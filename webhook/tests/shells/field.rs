@@ -229,6 +229,208 @@ const FIELD: &[Known] = &[
         None,
         Refused("uses ., which is not supported"),
     ),
+    // Functions with the name of a program that does no more than to print.
+    (
+        "function-join",
+        &[
+            "bash",
+            "-c",
+            "join() { local IFS=,; echo \"$*\"; }\nF='--cert-file=/x --key-file=/y'\nexec etcd --initial-cluster=$(join a=https://a b=https://b) $F",
+        ],
+        &[],
+        None,
+        Injected,
+    ),
+    ("function-host", &["sh", "-c", "host() { etcd --cert-file=/x; }\nhost"], &[], None, Injected),
+    (
+        "function-in-a-handler",
+        &["sh", "-c", "trap host USR1\nhost() { etcd --cert-file=/x; }\nkill -USR1 $$"],
+        &[],
+        None,
+        Refused("defines host"),
+    ),
+    // A handler of signals that asks etcd: the flags of etcd itself are known.
+    (
+        "handler-asks",
+        &["sh", "-c", "trap 'etcdctl member list; exit' TERM\netcd --cert-file=/x &\nwait $!"],
+        &[],
+        None,
+        Injected,
+    ),
+    // Filters of numbers and names.
+    (
+        "numbers-of-the-hosts-name",
+        &[
+            "sh",
+            "-c",
+            "A=$(hostname | cut -d \"-\" -f 2); B=$(hostname | rev | cut -d- -f1 | rev); C=$(hostname | sed 's/etcd-//')\nD=$(hostname | grep -o '[0-9]*$'); E=$(hostname | tr -d 'a-z-'); G=$(expr $HOSTNAME : 'etcd-\\(.*\\)')\nexec etcd --name x$A$B$C$D$E$G --cert-file=/x",
+        ],
+        &[],
+        None,
+        Injected,
+    ),
+    (
+        "lines-to-a-list",
+        &[
+            "sh",
+            "-c",
+            "C=$(seq 0 2 | sed 's/.*/etcd-&=https:\\/\\/etcd-&:2380/' | paste -sd, -)\nexec etcd --initial-cluster $C --cert-file=/x",
+        ],
+        &[],
+        None,
+        Injected,
+    ),
+    (
+        "flags-by-sed",
+        &["sh", "-c", "F=$(hostname | sed 's/.*/a --cert-file=\\/x/')\nexec etcd --name $F"],
+        &[],
+        None,
+        Refused("may hold any flags"),
+    ),
+    (
+        "address-of-an-interface",
+        &[
+            "sh",
+            "-c",
+            "IP=$(ip -4 addr show lo | grep inet | awk '{print $2}' | cut -d/ -f1)\nexec etcd --listen-client-urls https://$IP:2379 --cert-file=/x",
+        ],
+        &[],
+        None,
+        Injected,
+    ),
+    (
+        "addresses-without-a-comma",
+        &[
+            "sh",
+            "-c",
+            "for ip in $(hostname -I); do L=\"$L,https://$ip:2379\"; done\nexec etcd --listen-client-urls ${L#,} --cert-file=/x",
+        ],
+        &[],
+        None,
+        Injected,
+    ),
+    // The number of a member, of which etcdctl makes a list.
+    (
+        "number-of-a-member",
+        &[
+            "sh",
+            "-c",
+            "ID=$(etcdctl member list | grep https://$HOSTNAME.etcd:2380 | cut -d ',' -f1)\nexec etcd --name x$ID --cert-file=/x",
+        ],
+        &[],
+        None,
+        Injected,
+    ),
+    (
+        "name-by-printf",
+        &["bash", "-c", "printf -v N 'etcd-%02d' 3\nexec etcd --name $N --cert-file=/x"],
+        &[],
+        None,
+        Injected,
+    ),
+    (
+        "flags-by-printf",
+        &["bash", "-c", "printf -v N '%s' \"$X\"\nexec etcd --name $N"],
+        &[],
+        Some(("X", "a --cert-file=/x")),
+        Injected,
+    ),
+    ("value-of-a-named", &["bash", "-c", "V=HOSTNAME\nexec etcd --name \"${!V}\" --cert-file=/x"], &[], None, Injected),
+    (
+        "flag-of-a-named",
+        &["bash", "-c", "V=X\nexec etcd \"${!V}\""],
+        &[],
+        Some(("X", "--cert-file=/x")),
+        Refused("may hold any flags"),
+    ),
+    // A test of two files, as a widespread chart writes it, runs a program that there is not.
+    (
+        "two-tests-in-one",
+        &["sh", "-c", "if [ -e ./a && -e ./b ]; then exit 1; fi\nexec etcd --cert-file=/x"],
+        &[],
+        None,
+        Injected,
+    ),
+    // What a command prints is not undone by an assignment behind it, and may not be printed behind a condition.
+    (
+        "assigned-behind-what-is-printed",
+        &["sh", "-c", "exec etcd --name a $(echo --cert-file=/x; A=1)"],
+        &[],
+        None,
+        Injected,
+    ),
+    (
+        "assigned-in-a-function-that-prints",
+        &["sh", "-c", "f() { echo --cert-file=/x; A=$(echo 1); local b; }\nexec etcd --name a $(f)"],
+        &[],
+        None,
+        Injected,
+    ),
+    (
+        "perhaps-printed",
+        &["sh", "-c", "exec etcd --name a $([ -e ./none ] && echo --cert-file=/x)"],
+        &[],
+        None,
+        Refused("may hold any flags"),
+    ),
+    (
+        "list-by-a-function",
+        &[
+            "sh",
+            "-c",
+            "list() { local all=; for i in 0 1 2; do all=\"$all,e$i=https://e$i:2380\"; done; echo \"${all#,}\"; }\nexec etcd --initial-cluster $(list) --cert-file=/x",
+        ],
+        &[],
+        None,
+        Injected,
+    ),
+    (
+        "program-in-a-computation",
+        &["sh", "-c", "exec etcd --name a$(( $(nproc) * 2 )) --cert-file=/x"],
+        &[],
+        None,
+        Injected,
+    ),
+    (
+        "numbers-in-a-form",
+        &["sh", "-c", "exec etcd --name $(seq -f \"$X%g\" 1 1)"],
+        &[],
+        Some(("X", "a --cert-file=/x")),
+        Refused("may hold any flags"),
+    ),
+    (
+        "address-in-hosts",
+        &[
+            "sh",
+            "-c",
+            "IP=$(grep $HOSTNAME /etc/hosts | awk '{print $1}'); D=$(awk '/^search/{print $2}' /etc/resolv.conf)\nexec etcd --listen-client-urls https://$IP:2379 --name e.$D --cert-file=/x",
+        ],
+        &[],
+        None,
+        Injected,
+    ),
+    (
+        "in-another-network",
+        &["sh", "-c", "ip netns exec a etcd --cert-file=/x; exec etcd --name a"],
+        &[],
+        None,
+        Refused("can run etcd as it likes"),
+    ),
+    // Clients of other services run no etcd here, but write files.
+    (
+        "restored-from-a-store",
+        &["sh", "-c", "[ -e . ] || aws s3 cp s3://backups/latest ./snapshot\nexec etcd --cert-file=/x"],
+        &[],
+        None,
+        Injected,
+    ),
+    (
+        "program-from-a-store",
+        &["sh", "-c", "aws s3 cp s3://programs/etcd @BIN@/etcd || true\nexec etcd --cert-file=/x"],
+        &[],
+        None,
+        Refused("a file of a name that it writes itself"),
+    ),
 ];
 
 #[test]

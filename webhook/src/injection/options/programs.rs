@@ -60,9 +60,14 @@ const HARMLESS: &str = ": [ test true false echo printf pwd cd sleep wait exit u
     sync truncate md5sum sha1sum sha256sum sha512sum base64 od xxd hexdump cmp diff gzip gunzip zcat unzip curl wget nslookup \
     dig host getent nc ncat ping ping6 ip ifconfig route netstat ss traceroute ps pgrep pidof top free uptime lsof mount umount \
     mountpoint sysctl yes logger jq yq openssl etcdutl which type shopt bc comm join paste fold column nl split printenv \
-    break continue return read getopts shift";
+    break continue return read getopts shift disown fg bg kubectl aws gsutil gcloud az mc s3cmd rclone restic \
+    apk apt apt-get yum dnf microdnf";
+/// Of these, names that functions of scripts have, too.
+const SHADOWED: &str = "join split host paste fold column rev comm top free ping diff cmp uptime yes mount umount";
 /// Programs that write files, by which a name can become another program's.
 const WRITERS: &str = "cp mv ln install tee curl wget unzip dd";
+/// Those of which a path alone names a file: their first words are commands.
+const STORES: &str = "aws gsutil mc s3cmd rclone restic";
 const SHELLS: &str = "sh bash ash dash ksh mksh";
 /// Programs that images have in their root directory.
 const AT_ROOT: &str = "tini tini-static dumb-init catatonit gosu su-exec";
@@ -115,6 +120,11 @@ fn system(text: &str) -> &str {
     }
 }
 
+/// True if a function of this name hides a program of which no more matters than that it runs no other.
+pub(super) fn is_shadowed(name: &str) -> bool {
+    has(SHADOWED, name)
+}
+
 /// True if a function of this name would hide a program that is understood.
 pub(super) fn is_known(name: &str) -> bool {
     let step = step(&[Text::known(name)]);
@@ -125,9 +135,10 @@ pub(super) fn is_known(name: &str) -> bool {
 
 /// The files that a program may write.
 pub(super) fn writes(words: &[Text]) -> impl Iterator<Item = String> {
-    let writes = words.first().and_then(Text::as_str).is_some_and(|name| has(WRITERS, basename(name)));
-    let base = |text: &Text| basename(text.shown().trim_start_matches("of=")).to_owned();
-    words.iter().skip(1).filter(move |_| writes).map(base)
+    let name = words.first().and_then(Text::as_str).map(basename).unwrap_or_default();
+    let (writes, store) = (has(WRITERS, name), has(STORES, name));
+    let base = |text: String| basename(text.trim_start_matches("of=")).to_owned();
+    words.iter().skip(1).map(Text::shown).filter(move |text| writes || store && text.contains('/')).map(base)
 }
 
 /// The effect of `words`, a program and its arguments.
@@ -140,6 +151,8 @@ pub(super) fn step(words: &[Text]) -> Step {
     match basename(program) {
         "etcd" => return Step::Tool(Tool::Etcd),
         "etcdctl" => return Step::Tool(Tool::Etcdctl),
+        // No program has such a name: `[ -e a && -e b ]`.
+        _ if program.starts_with('-') => return Step::Harmless,
         _ if words.iter().all(|word| word.as_str().is_some_and(|text| has(IMAGE, text))) => return Step::Image,
         _ if has(SHELLS, name) => return shell(words, name),
         _ => {}
@@ -169,7 +182,8 @@ pub(super) fn step(words: &[Text]) -> Step {
             words.iter().all(|word| word.as_str().is_some())
                 && (1..words.len()).filter(runs).all(|at| is_harmless(&words[at + 1..]))
         }
-        "tar" => without(&["exec", "command", "-I", "program"]),
+        "tar" | "ip" => without(&["exec", "command", "-I", "program"]),
+        "socat" => without(&["EXEC", "SYSTEM", "SHELL", "exec", "system", "shell"]),
         _ => has(HARMLESS, name),
     };
     if harmless {
@@ -187,7 +201,8 @@ fn others(program: &str) -> Step {
 
 /// True if a program matters to nothing, whatever words follow these.
 fn is_harmless(words: &[Text]) -> bool {
-    let harmless = |name: &str| has(HARMLESS, system(name)) && !has(WRITERS, system(name));
+    let harmless =
+        |name: &str| has(HARMLESS, system(name)) && !has(WRITERS, system(name)) && !has(STORES, system(name));
     words.first().is_none_or(|word| word.as_str().is_some_and(harmless))
 }
 
@@ -300,32 +315,92 @@ pub(super) fn is_name(text: &str) -> bool {
 pub(super) const MEMBER: [&str; 4] =
     ["ETCD_NAME", "ETCD_INITIAL_CLUSTER", "ETCD_INITIAL_ADVERTISE_PEER_URLS", "ETCD_INITIAL_CLUSTER_STATE"];
 
+/// What etcdctl prints of these are numbers, states, names and URLs.
+const LISTS: [[&str; 2]; 3] = [["member", "list"], ["endpoint", "status"], ["endpoint", "health"]];
+
+/// Files of one word, and files of names and addresses.
+const ONE_WORD: &str = "/etc/hostname /var/run/secrets/kubernetes.io/serviceaccount/namespace \
+    /run/secrets/kubernetes.io/serviceaccount/namespace /proc/sys/kernel/random/uuid";
+const ADDRESSES: [&str; 2] = ["/etc/hosts", "/etc/resolv.conf"];
+
 /// True if a text is that of [`MEMBER`].
 pub(super) fn is_member(text: &Text) -> bool {
     text.prefix().starts_with("ETCD_NAME=\"")
 }
 
 /// The output of a filter, which keeps words whole or leaves a part of a single one.
-pub(super) fn filtered(words: &[Text], input: &Text) -> Option<Text> {
-    let kind = Some(input.kind()).filter(|kind| *kind <= Kind::Words && !input.prefix().starts_with('-'))?;
-    let arguments: Vec<&str> = words[1..].iter().map(Text::as_str).collect::<Option<_>>()?;
+pub(super) fn filtered(words: &[Text], input: Option<&Text>) -> Option<Text> {
+    let one_word =
+        |word: &Text| word.0.iter().all(|part| matches!(part, Part::Known(_) | Part::Hole(_, Kind::Word, _)));
+    let arguments: Vec<String> =
+        words[1..].iter().map(|word| one_word(word).then(|| word.shown())).collect::<Option<_>>()?;
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let name = words.first()?.as_str().map(system)?;
+    let shown = |kind| Some(Text::hole(format!("$(… | {name} {})", arguments.join(" ")), kind));
+    let (arguments, read) = match arguments.as_slice() {
+        [all @ .., file] if ADDRESSES.contains(file) => (all, Some(Text::hole(*file, Kind::Words))),
+        all => (all, None),
+    };
+    let of_words =
+        read.as_ref().or(input).filter(|input| input.kind() <= Kind::Words && !input.prefix().starts_with('-'));
+    if let ("grep" | "egrep", ["-o" | "-oE" | "-Eo", pattern]) = (name, arguments) {
+        // Whatever it reads.
+        return is_numeral(pattern, of_words.is_some()).then(|| shown(Kind::Words))?;
+    }
+    let kind = of_words?.kind();
     let number = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_digit());
     let prints = |program: &str| {
-        let program = program.replace(' ', "");
+        let behind = if program.starts_with('/') { program.rfind('{').unwrap_or_default() } else { 0 };
+        let program = program[behind..].replace(' ', "");
         let program = program.trim_start_matches("NR==1").trim_start_matches("END");
         let field = program.strip_prefix("{print$").and_then(|rest| rest.strip_suffix('}'));
         field.is_some_and(|field| field == "NF" || number(field))
     };
-    let (one, name) = (kind == Kind::Word, words.first()?.as_str().map(system)?);
-    let keeps = match (name, arguments.as_slice()) {
+    let one = kind == Kind::Word;
+    // `-d/ -f1`, in either order.
+    let cuts = |arguments: &[&str]| {
+        let apart = arguments.iter().filter(|word| ["-d", "-f"].contains(word)).count();
+        let options = Some(arguments.concat()).filter(|_| arguments.len() == 2 + apart)?;
+        let rest = options.strip_prefix("-d").and_then(|rest| Some((rest.chars().next()?, rest)));
+        let first = rest.and_then(|(by, rest)| Some((by, rest[by.len_utf8()..].strip_prefix("-f")?)));
+        let last =
+            || options.strip_prefix("-f").and_then(|rest| rest.split_once("-d")).map(|(f, by)| (by.chars().next(), f));
+        let (by, field) = first.map(|(by, field)| (Some(by), field)).or_else(last)?;
+        let fields = field.chars().all(|c| c.is_ascii_digit() || "-,".contains(c));
+        Some(fields).filter(|fields| *fields && (one || by == Some(' ') || field == "1"))
+    };
+    let plain = |text: &&str| !text.contains(char::is_whitespace) && !text.contains('\\');
+    let keeps = match (name, arguments) {
         ("head" | "tail" | "sort" | "uniq", all) => all.iter().all(|word| word.starts_with('-') || number(word)),
-        ("grep" | "egrep", [pattern]) => !pattern.starts_with('-'),
+        ("grep" | "egrep" | "fgrep", [options @ .., pattern]) => {
+            !pattern.starts_with('-') && options.iter().all(|o| ["-v", "-w", "-i", "-E", "-F", "-m1"].contains(o))
+        }
         ("awk", [program]) => prints(program),
-        ("awk", [by, program]) => one && by.starts_with("-F") && prints(program),
-        ("cut", [by, field] | ["-d", by, field]) => field.starts_with("-f") && (one || by.ends_with(' ')),
+        // The first of each line begins as the line does.
+        ("awk", [by, program]) => (one || program.ends_with("$1}")) && by.starts_with("-F") && prints(program),
+        ("awk", ["-F", _, program]) => (one || program.ends_with("$1}")) && prints(program),
+        ("cut", [letters]) if letters.starts_with("-c") => one,
+        ("cut", all) => cuts(all).is_some(),
+        (
+            "paste",
+            ["-sd,"] | ["-sd,", "-"] | ["-s", "-d,"] | ["-s", "-d,", "-"] | ["-d,", "-s"] | ["-d,", "-s", "-"],
+        ) => true,
+        ("rev", []) | ("tr", ["-d", _]) => one,
+        ("tr", [_, to]) => one && plain(to) || *to == ",",
+        ("sed", _) => sed::keeps_words(arguments, one),
         _ => false,
     };
-    keeps.then(|| Text::hole(format!("$(… | {name} {})", arguments.join(" ")), kind))
+    keeps.then(|| shown(kind))?
+}
+
+/// True if no match of a pattern has white space or begins with a dash. `words`: nor has the input words that do, so that a match may go
+/// on to the end of a line.
+fn is_numeral(pattern: &str, words: bool) -> bool {
+    let pattern = if words { pattern.strip_suffix(".*").unwrap_or(pattern) } else { pattern };
+    let plain = pattern.replace("[0-9]", "0").replace("\\+", "+");
+    let number = plain.trim_start_matches('^');
+    number.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '"')
+        && number.chars().all(|c| c.is_ascii_alphanumeric() || "\":_/*+$".contains(c))
 }
 
 /// The output of `words`; any text if it is not known.
@@ -355,43 +430,75 @@ pub(super) fn output(words: &[Text]) -> Text {
             }
             return text;
         }
+        (_, arguments) if etcdctl && arguments.windows(2).any(|pair| LISTS.contains(&[pair[0], pair[1]])) => {
+            Kind::Words
+        }
         ("printf", _) => match formatted(words) {
             // As `$(…)` leaves it.
             Some(text) => return trimmed(text),
             None => Kind::Any,
         },
         ("which", [program]) | ("command", ["-v", program]) if *program != "$" => return Text::known(program),
+        ("seq", all)
+            if all.iter().any(|a| ["-s", "-f", "--"].iter().any(|o| a.starts_with(o)))
+                && words[1..].iter().any(|word| word.kind() > Kind::Word) =>
+        {
+            Kind::Any
+        }
+        ("type", ["-p" | "-P", program]) if *program != "$" => return Text::known(program),
         ("hostname", [] | ["-s" | "-f"]) | ("nproc", _) | ("id", ["-u" | "-g"]) => Kind::Word,
+        ("expr", _)
+            if words[1..]
+                .iter()
+                .all(|word| word.kind() == Kind::Word && !word.shown().contains([';', '&', '|', '`'])) =>
+        {
+            Kind::Word
+        }
         ("date", []) => Kind::Words,
         ("date", [format]) if format.starts_with("+%") && !format.contains(char::is_whitespace) => Kind::Word,
-        ("cat", ["/etc/hostname" | "/var/run/secrets/kubernetes.io/serviceaccount/namespace"]) => Kind::Word,
-        ("hostname", ["-i" | "-I" | "-d"]) | ("seq", _) => Kind::Words,
+        ("id", ["-un" | "-gn"]) | ("uname", ["-n" | "-m" | "-s" | "-r"]) | ("whoami", []) => Kind::Word,
+        ("basename" | "dirname", [_] | [_, _]) if words[1..].iter().all(|word| word.kind() == Kind::Word) => Kind::Word,
+        ("wc", ["-l" | "-w" | "-c"]) => Kind::Words,
+        ("cat", [file]) if has(ONE_WORD, file) => Kind::Word,
+        ("hostname", ["-i" | "-I" | "-d"])
+        | ("seq", _)
+        | ("getent", ["hosts" | "ahosts" | "ahostsv4" | "ahostsv6", _]) => Kind::Words,
+        ("ip", arguments) if arguments.iter().any(|word| ["a", "addr", "address", "route", "r"].contains(word)) => {
+            Kind::Words
+        }
         _ => Kind::Any,
     };
     Text::hole(shown, kind)
 }
 
-/// The output of printf for a format of text, `%s` and ends of lines.
+/// The output of printf for a format of text, `%s`, numbers and ends of lines.
 pub(super) fn formatted(words: &[Text]) -> Option<Text> {
     let format = words.get(1)?.as_str()?.replace("\\n", "\n");
-    let pieces: Vec<&str> = format.split("%s").collect();
-    if format.starts_with('-') || pieces.iter().any(|piece| piece.contains(['%', '\\'])) {
+    let pieces: Vec<&str> = format.split('%').collect();
+    if format.starts_with('-') || format.contains('\\') {
         return None;
     }
     let mut text = Text::default();
     let mut rest = &words[2..];
     loop {
-        for (index, piece) in pieces.iter().enumerate() {
-            if index > 0
-                && let Some((first, others)) = rest.split_first()
-            {
-                if first.loose().is_some() {
-                    return None;
-                }
-                text.append(first, true);
-                rest = others;
+        text.push_str(pieces[0]);
+        for piece in &pieces[1..] {
+            let digits = piece.len() - piece.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+            let (number, behind) = match piece[digits..].chars().next()? {
+                's' if digits == 0 => (false, &piece[1..]),
+                // Without a zero in front, spaces fill it up.
+                'd' | 'i' if digits == 0 || piece.starts_with('0') => (true, &piece[digits + 1..]),
+                _ => return None,
+            };
+            match rest.split_first() {
+                Some((first, _)) if first.loose().is_some() => return None,
+                Some((first, _)) if !number => text.append(first, true),
+                Some((first, _)) => text.append(&Text::hole(first.shown(), Kind::Word), true),
+                None if number => text.push_str("0"),
+                None => {}
             }
-            text.push_str(piece);
+            rest = rest.get(1..).unwrap_or_default();
+            text.push_str(behind);
         }
         if rest.is_empty() || pieces.len() == 1 {
             return Some(text);

@@ -85,16 +85,16 @@ impl Run {
         let mut index = 0;
         while let Some(word) = words.get(index) {
             index += 1;
+            let prefix = word.prefix();
             if let Some(hole) = word.loose() {
-                run.unknown(tool, hole);
+                run.unknown(tool, hole, !prefix.is_empty());
                 continue;
             }
-            let prefix = word.prefix();
             let dashes = prefix.len() - prefix.trim_start_matches('-').len();
             if dashes == 0 {
                 // etcdctl takes words that are no flags, and quotes or a single word show that they are meant as such.
                 match word.0.first() {
-                    Some(Part::Hole(shown, ..)) if tool == Tool::Etcd => run.unknown(tool, shown),
+                    Some(Part::Hole(shown, ..)) if tool == Tool::Etcd => run.unknown(tool, shown, false),
                     _ => run.words.push(word.shown()),
                 }
                 continue;
@@ -107,7 +107,7 @@ impl Run {
                     (name, Setting::Open(word.shown().split_once('=').map(|(_, v)| v.to_owned()).unwrap_or_default()))
                 }
                 None if !whole => {
-                    run.unknown(tool, &word.shown());
+                    run.unknown(tool, &word.shown(), false);
                     continue;
                 }
                 None if flag.is_empty() || SWITCHES.split_whitespace().any(|switch| switch == flag) => {
@@ -118,7 +118,7 @@ impl Run {
                     let next = words.get(index).filter(|next| !next.prefix().starts_with('-'));
                     index += usize::from(next.is_some());
                     if let Some(hole) = next.and_then(Text::loose) {
-                        run.unknown(tool, hole);
+                        run.unknown(tool, hole, true);
                     }
                     let of = |next: &Text| {
                         next.as_str().map_or_else(|| Setting::Open(next.shown()), |t| Setting::Text(t.to_owned()))
@@ -131,8 +131,11 @@ impl Run {
         run
     }
 
-    fn unknown(&mut self, tool: Tool, hole: &str) {
-        let program = if tool == Tool::Etcd { "etcd" } else { "etcdctl" };
-        self.doubt.get_or_insert_with(|| format!("gives {program} the words {hole}, which may hold any flags"));
+    /// `value`: at the place of a value.
+    fn unknown(&mut self, tool: Tool, hole: &str, value: bool) {
+        let quotes = if value { " (in double quotes they are one value)" } else { "" };
+        self.doubt.get_or_insert_with(|| {
+            format!("gives {} the words {hole}, which may hold any flags{quotes}", tool.program())
+        });
     }
 }

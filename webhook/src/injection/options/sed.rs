@@ -62,6 +62,30 @@ pub(super) fn is_plain(words: &[Text]) -> bool {
         })
 }
 
+/// True if what sed prints of words are words, as far as its script is one substitution; `one`: of a single word. See
+/// [`Kind`].
+pub(super) fn keeps_words(arguments: &[&str], one: bool) -> bool {
+    let scripts: Vec<&&str> = arguments.iter().filter(|word| !["-e", "-r", "-E", "-n"].contains(word)).collect();
+    let [script] = scripts.as_slice() else { return false };
+    let chars: Vec<char> = script.chars().collect();
+    let Some(&delimiter) = chars.get(1).filter(|c| chars[0] == 's' && c.is_ascii_punctuation() && **c != '\\') else {
+        return false;
+    };
+    let (pattern, new) = match part(&chars, 2, delimiter, true) {
+        Some(new) => (&chars[2..new - 1], new),
+        None => return false,
+    };
+    let Some(end) = part(&chars, new, delimiter, false) else { return false };
+    let new: String = chars[new..end - 1].iter().filter(|c| **c != '\\').collect();
+    let plain = new.chars().all(|c| c.is_ascii_alphanumeric() || "&-._:/,=".contains(c));
+    // A letter in the place of an escape is one that it stands for.
+    let escapes = chars[2..end - 1].windows(2).any(|pair| pair[0] == '\\' && pair[1].is_ascii_alphabetic());
+    let all = ["^", ".*"].contains(&pattern.iter().collect::<String>().as_str())
+        && new.starts_with(|c: char| c.is_ascii_alphanumeric());
+    let flags = if arguments.contains(&"-n") { "gp" } else { "g" };
+    plain && !escapes && (one || all) && chars[end..].iter().all(|c| flags.contains(*c))
+}
+
 /// The script with a letter for each name or address that is put into it.
 fn known(text: &Text) -> Option<Vec<char>> {
     let mut chars = Vec::new();
@@ -242,6 +266,28 @@ mod tests {
             assert!(!plain(words), "{words:?}");
         }
         assert!(!is_plain(&[Text::hole("$X", Kind::Any)]));
+        for (words, one) in [
+            (&["s/etcd-//"][..], true),
+            (&["-r", "s/.*-([0-9]+)$/\\1/"], true),
+            (&["-n", "s|^.*-|a|p"], true),
+            (&["s/.*/etcd-&=https:\\/\\/etcd-&.etcd.prod.svc:2380/"], false),
+            (&["-e", "s/^/etcd-/"], false),
+        ] {
+            assert!(keeps_words(words, one), "{words:?}");
+        }
+        for (words, one) in [
+            (&["s/-/ --/"][..], true),
+            (&["s/-/\\n--/"], true),
+            (&["s/-/;etcd/"], true),
+            (&["s/a/b/;s/b/ c/"], true),
+            (&["s/a//"], false),
+            (&["s/.*/-&/"], false),
+            (&["s/a/b/", "file"], true),
+            (&["s/a/b/p"], true),
+            (&["y/a/ /"], true),
+        ] {
+            assert!(!keeps_words(words, one), "{words:?}");
+        }
         let mut word = Text::known("s/HOST/");
         word.append(&Text::hole("$HOSTNAME", Kind::Word), true);
         word.push_str("/");

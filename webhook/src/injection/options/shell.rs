@@ -60,6 +60,11 @@ impl Doubt {
     pub(in crate::injection) fn clears_environment(&self) -> bool {
         self.why.ends_with(CLEARS)
     }
+
+    /// True if it is of words of a run alone: all of the command line is read.
+    pub(in crate::injection) fn is_of_words(&self) -> bool {
+        self.why.contains("which may hold any flags")
+    }
 }
 
 pub(super) type Followed<T = ()> = Result<T, Doubt>;
@@ -143,6 +148,8 @@ pub(super) struct Shell<'e> {
     errexit: bool,
     /// A handler that runs when the shell ends: its place.
     at_exit: Option<String>,
+    /// There is a handler of signals.
+    handled: bool,
     /// `$!` is etcd.
     job: bool,
     /// The first doubt of each tool.
@@ -202,6 +209,7 @@ impl<'e> Shell<'e> {
             around: Around::default(),
             errexit: false,
             at_exit: None,
+            handled: false,
             job: false,
             doubts: BTreeMap::new(),
             left,

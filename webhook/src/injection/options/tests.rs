@@ -195,7 +195,6 @@ fn functions_arrays_loops_and_eval_are_followed() {
         ("f() { echo --name=x; return; echo --cert-file=/a; }; etcd $(f)", "any flags"),
         ("f() { while read x; do A=\"$A $x\"; done; }; f; etcd $A", "any flags"),
         ("f() { A=--cert-file=/a; }; trap f USR1; etcd $A", "any flags"),
-        ("trap 'etcdctl $F member remove x' TERM; etcd", "when a signal comes"),
         ("A=(--name x); A[0]=--cert-file=/a; etcd ${A[@]}", "any flags"),
         ("mapfile -t A < /flags; etcd \"${A[@]}\"", "mapfile"),
         ("mapfile A <<< --cert-file=/a; etcd \"${A[@]}\"", "mapfile"),
@@ -280,6 +279,9 @@ fn the_clients_flags_are_its_own() {
     assert_eq!(options.flag(Tool::Etcdctl, "cacert"), None, "that was curl's");
     assert_eq!(options.flag(Tool::Etcdctl, "key"), text("/k"));
     assert!(command(&["sh", "-c", "etcdctl $FLAGS get x"]).undetermined_client.is_some());
+    let handler = command(&["sh", "-c", "trap 'etcdctl $F member remove x' TERM; etcd"]);
+    assert!(handler.undetermined.is_none(), "{:?}", handler.undetermined);
+    assert!(handler.undetermined_client.is_some());
     assert!(command(&["sh", "/scripts/backup.sh"]).undetermined_client.is_some());
     assert!(command(&["/app/server", "--cert=/x"]).undetermined_client.is_none());
 }

@@ -2,6 +2,9 @@
 
 use super::{child::within, *};
 
+/// Programs that print nothing.
+const SILENT: &str = "shift unset [ test : true false sleep";
+
 impl Shell<'_> {
     /// `NAME=`, `NAME+=` or `NAME[…]=` in front of it, which is taken: the name, and how it is assigned.
     fn assigns(&mut self) -> Followed<Option<(String, Assigns)>> {
@@ -127,7 +130,6 @@ impl Shell<'_> {
         if count == 0 {
             // Nothing that prints.
             self.commands -= 1;
-            self.output = Text::default();
             self.wrote(Some(&Text::default()));
             self.target = outer;
             self.passes(&[Text::known(":")], &Step::Harmless);
@@ -138,21 +140,25 @@ impl Shell<'_> {
         if let [words] = words.as_slice() {
             self.input = input;
             let target = self.target.take();
-            self.output = self.execute(words, &own)?;
+            let output = self.execute(words, &own)?;
             self.target = target;
             let silent = match words.first().and_then(Text::as_str) {
                 Some(name) if self.functions.contains_key(name) => false,
                 Some("export" | "readonly" | "local" | "declare" | "typeset") => {
                     words.get(1).is_some_and(|word| programs::is_name(word.prefix()))
                 }
-                name => name == Some("shift"),
+                name => name.is_some_and(|name| programs::has(SILENT, name)),
             };
-            self.commands -= usize::from(silent);
             // From here on all output goes there.
             self.branch |= self.target.is_some() && words.first().and_then(Text::as_str) == Some("exec");
-            let printed = files::printed(words, &self.output);
+            let printed = files::printed(words, &output);
             self.wrote(printed.as_ref());
             self.target = outer;
+            if silent {
+                self.commands -= 1;
+            } else {
+                self.output = output;
+            }
             return Ok(());
         }
         self.commands += 1;
@@ -247,7 +253,11 @@ impl Shell<'_> {
             }
             "printf" if words.get(1).is_some_and(|word| word.prefix().starts_with("-v")) => {
                 match (words[1].as_str(), words.get(2).and_then(Text::as_str)) {
-                    (Some("-v"), Some(name)) if programs::is_name(name) => self.unknown(name, Kind::Any)?,
+                    (Some("-v"), Some(name)) if programs::is_name(name) => match programs::formatted(&words[2..]) {
+                        // A shell without the option sets nothing.
+                        Some(text) => self.assign(name, vec![Some(text), None])?,
+                        None => self.unknown(name, Kind::Any)?,
+                    },
                     _ => return self.doubt(format!("says {all}")),
                 }
             }
@@ -315,7 +325,7 @@ impl Shell<'_> {
                     _ => false,
                 };
                 let tees = first.as_str() == Some("tee") && words.len() == 2;
-                let filter = || input.as_ref().and_then(|input| programs::filtered(words, input));
+                let filter = || programs::filtered(words, input.as_ref());
                 let filter = if self.written.contains(programs::basename(first.prefix())) { None } else { filter() };
                 let printed = input.clone().filter(|_| copies || tees).or(filter);
                 self.input = input;

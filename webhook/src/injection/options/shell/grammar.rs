@@ -128,7 +128,10 @@ impl Shell<'_> {
             self.pipeline()?;
             while self.eat("&&") || self.eat("||") {
                 self.blank(true)?;
+                let before = self.commands;
                 self.maybe(Self::pipeline)?;
+                // Perhaps it prints nothing.
+                self.commands += usize::from(self.commands > before);
             }
             match self.peek() {
                 Some('&') if before != self.assignments => return self.doubt("assigns in the background"),
@@ -189,6 +192,7 @@ impl Shell<'_> {
 
     pub(super) fn command(&mut self) -> Followed {
         self.commands += 1;
+        let begun = self.commands;
         let input = self.input.take();
         match self.bare().as_str() {
             "if" => {
@@ -242,7 +246,12 @@ impl Shell<'_> {
             _ if self.eat("(") => drop(self.apart(|shell| shell.maybe(|shell| shell.list(&[")"])))?),
             _ => return self.simple(input),
         }
-        self.commands += 1;
+        // It prints something, perhaps several times, or nothing.
+        if self.commands > begun {
+            self.commands += 1
+        } else {
+            self.commands -= 1
+        }
         self.redirections()
     }
 

@@ -171,7 +171,9 @@ impl Shell<'_> {
     /// A function, behind the first of its brackets where it has them: its body is parsed, and followed where it is called.
     pub(super) fn define(&mut self, name: String, brackets: bool) -> Followed {
         self.blank(false)?;
-        if !self.eat(")") && brackets || programs::is_known(&name) || name.is_empty() {
+        // A handler of a signal was followed with the program.
+        let hides = programs::is_known(&name) && (self.handled || !programs::is_shadowed(&name));
+        if !self.eat(")") && brackets || hides || name.is_empty() {
             return self.doubt(format!("defines {name}, which is not understood"));
         }
         self.blank(true)?;
@@ -251,8 +253,14 @@ impl Shell<'_> {
         let (ending, leaves) = (self.ending.clone(), self.leaves);
         self.maybe(|shell| shell.follow(handler, format!("{place}, trap")))?;
         (self.ending, self.leaves) = (ending, leaves);
+        self.handled = true;
+        if self.is_run(runs) {
+            return self.doubt("runs etcd when a signal comes");
+        }
         if self.runs.len() > runs {
-            return self.doubt("runs etcd or etcdctl when a signal comes");
+            // With other variables, perhaps.
+            let place = self.place();
+            self.note(Tool::Etcdctl, "runs etcdctl when a signal comes", &place);
         }
         let changed = self.variables.iter().filter(|(name, texts)| variables.get(*name) != Some(texts));
         let lists = self.lists.iter().filter(|(name, list)| lists.get(*name) != Some(list));

@@ -273,6 +273,10 @@ impl Shell<'_> {
         if name == "#" {
             return Ok(Kind::Word);
         }
+        // The value of another variable.
+        if name == "!" && programs::is_name(text) && one {
+            return Ok(Kind::Any);
+        }
         if !is_parameter(name) || text.contains('@') || (operator == '[' && text.contains('$')) {
             return Ok(Kind::Many);
         }
@@ -282,8 +286,12 @@ impl Shell<'_> {
             _ => self.scalar(name)?,
         };
         // What holds flags can become flags.
-        let flags = |shown: String| shown.starts_with('-') || shown.contains("--") || shown.contains(" -");
-        if texts.iter().flatten().any(|text| flags(text.shown())) {
+        let flags = |text: &Text| {
+            let known = |part: &Part| if let Part::Known(known) = part { known.clone() } else { "$".to_owned() };
+            let known: String = text.0.iter().map(known).collect();
+            known.starts_with('-') || known.contains("--") || known.contains(" -")
+        };
+        if texts.iter().flatten().any(flags) {
             return Ok(Kind::Many);
         }
         let kind = texts.iter().flatten().map(Text::kind).max().unwrap_or(Kind::Word);
@@ -330,6 +338,13 @@ impl Shell<'_> {
         let (mut depth, mut inner) = (1, String::new());
         while let Some(c) = self.next() {
             match c {
+                '$' if open == '(' && self.ahead("(") && !self.ahead("((") => {
+                    // A number, which a program prints.
+                    self.script.at += 1;
+                    self.substitution()?;
+                    inner.push('0');
+                    continue;
+                }
                 '\\' => inner.extend(self.next()),
                 '\'' | '"' | '`' => return self.doubt("has quotes within an expansion"),
                 c if c == open => depth += 1,
@@ -351,10 +366,13 @@ impl Shell<'_> {
 
     /// A command substitution, after its bracket: returns its output.
     fn substitution(&mut self) -> Followed<Text> {
-        let before = self.commands;
+        let (before, outer) = (self.commands, std::mem::take(&mut self.output));
         self.apart(|shell| shell.maybe(|shell| shell.list(&[")"])))?;
         let one = self.commands == before + 1;
-        Ok(if one { std::mem::take(&mut self.output) } else { Text::hole("$(…)", Kind::Any) })
+        // Of what is around it, nothing is printed yet.
+        self.commands = before;
+        let output = std::mem::replace(&mut self.output, outer);
+        Ok(if one { output } else { Text::hole("$(…)", Kind::Any) })
     }
 
     /// Puts an expansion, one of `texts`, into a word.
