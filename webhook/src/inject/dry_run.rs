@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use etcd_tls_contract::names;
 use serde_json::Value;
 
-use super::{InjectError, Options, documents, inject, visit::MAX_LISTS};
+use super::{InjectError, Options, documents, foreign, inject, visit::MAX_LISTS};
 
 /// Never asked about by the webhook configuration.
 const EXCLUDED: [&str; 2] = ["kube-system", names::SYSTEM_NAMESPACE];
@@ -31,6 +31,7 @@ pub(super) fn judge(text: &str, options: &Options) -> Result<Report, InjectError
         match document.read() {
             Ok(Some(value)) => flatten(value, 0, &mut objects),
             Ok(None) => {}
+            Err(_) if foreign::passes_unread(document.raw) => {}
             Err(error) => return Err(InjectError(vec![format!("document {}: {error}", index + 1)])),
         }
     }

@@ -205,6 +205,24 @@ const TEMPLATE: &str =
     "template:\n    metadata: {labels: {a: b}}\n    spec:\n      containers:\n      - {name: etcd, image: etcd}\n";
 
 #[test]
+fn what_is_wrong_with_a_document_is_said_in_the_words_of_its_writer() {
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: etcd, image: etcd}]}\n";
+    let error = |text: &str| inject(text, &options()).unwrap_err().to_string();
+    let twice = error(&pod.replace("spec:", "spec: {}\nspec:"));
+    assert!(twice.contains("duplicate mapping key: spec") && !twice.contains("Options"), "{twice}");
+    let template = error(&pod.replace("{name: a}", "{name: {{ .Release.Name }}}"));
+    assert!(template.contains("render it first") && !twice.contains("render it first"), "{template}");
+    // Nothing is to be changed there, nor judged.
+    let service = format!("kind: Service\nmetadata: {{}}\nmetadata: {{name: a}}\n---\n{pod}");
+    assert!(inject(&service, &options()).is_ok());
+    assert_eq!(dry_run::judge(&service, &options()).unwrap().judged, 1);
+    let list = serde_json::json!([{"apiVersion": "v1", "kind": "Pod", "spec": {"containers": [{"name": "etcd", "image": "etcd"}]}}])
+        .to_string();
+    let done = inject(&list, &options()).unwrap();
+    assert!(done.text == list && done.warnings.iter().any(|w| w.contains("kind: List")), "{:?}", done.warnings);
+}
+
+#[test]
 fn pod_templates_of_other_kinds_are_said_and_injected_into_where_they_are_named() {
     for (kind, text, path) in [
         ("DeploymentConfig", format!("apiVersion: apps.openshift.io/v1\nkind: DeploymentConfig\nmetadata: {{name: a}}\nspec:\n  {TEMPLATE}"), "spec.template"),

@@ -165,15 +165,20 @@ impl<'v> Visit<'v> {
     /// An object of a kind that is not known: injected into where its template is named, else its templates are said.
     fn foreign(&mut self, object: &mut Value, kind: &str) {
         let metadata = |field: &str| object.get("metadata").and_then(|m| m.get(field)).and_then(Value::as_str);
-        let what = format!("{kind} {}", metadata("name").unwrap_or_default());
+        let what =
+            format!("{} {}", if kind.is_empty() { "object" } else { kind }, metadata("name").unwrap_or_default());
         let namespace = metadata("namespace").filter(|n| !n.is_empty()).unwrap_or(&self.options.namespace).to_owned();
         let named: Vec<&TemplatePath> = self.templates.iter().filter(|t| t.kind == kind).collect();
         if named.is_empty() {
             let found = foreign::templates(object);
-            let untouched = |path: &String| {
-                format!(
+            let untouched = |path: &String| match kind {
+                "" => {
+                    "left untouched: it holds a pod template, and has no kind; a list is one of kind: List, with items"
+                        .to_owned()
+                }
+                _ => format!(
                     "left untouched: it holds a pod template; to inject into it give --pod-template-path={kind}={path}"
-                )
+                ),
             };
             return self.warn(&what, found.iter().map(untouched).collect());
         }

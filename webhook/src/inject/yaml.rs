@@ -26,7 +26,14 @@ pub(crate) enum YamlError {
 /// It is no YAML, or more than any manifest.
 pub(super) fn read(document: &str) -> Result<Value, YamlError> {
     let options = serde_saphyr::options! { legacy_octal_numbers: true, strict_booleans: false };
-    serde_saphyr::from_str_with_options(document, options).map_err(|e| YamlError::Unreadable(e.to_string()))
+    serde_saphyr::from_str_with_options(document, options).map_err(|error| {
+        // Without the library's advice to programmers.
+        let mut said = error.to_string().replace(", set DuplicateKeyPolicy in Options if acceptable", "");
+        if document.contains("{{") {
+            said.push_str("\nIf it is a template, render it first, as helm template does.");
+        }
+        YamlError::Unreadable(said)
+    })
 }
 
 /// Writes one document, in block style, lists not indented, as `kubectl get -o yaml` does.
