@@ -224,6 +224,24 @@ async fn a_namespace_is_held_to_the_issuers_of_policy() {
     in_force("the last good rule", "policy's issuers[0]").await;
     write("issuers:\n- namespaces: ['*']\n  allow: [csr]\n");
     in_force("the next rule", "allowed").await;
+
+    // Its domain is that of the names in certificates.
+    let mut review = review();
+    let flag = "--advertise-client-urls=https://etcd.prod.svc.cluster.local:2379";
+    review["request"]["object"]["spec"]["containers"][0]["command"] = json!(["etcd", flag]);
+    let review = serde_json::to_vec(&review).expect("JSON");
+    let warns = async |wanted: bool| {
+        eventually("the domain", Duration::from_secs(120), || async {
+            let answer = String::from_utf8(admit.post(&review).await.1).expect("text");
+            let warns = answer
+                .contains("names etcd.prod.svc.cluster.local, which no certificate will hold; write etcd.prod.svc");
+            if warns == wanted { Ok(()) } else { Err(answer) }
+        })
+        .await;
+    };
+    warns(false).await;
+    write("clusterDomain: example.test\n");
+    warns(true).await;
 }
 
 /// With a policy that it could not read since its start, admission refuses other issuers than `csr`, until it can.

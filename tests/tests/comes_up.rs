@@ -371,6 +371,12 @@ fn pods_with_a_warning_fail() {
         ("advertise-client-urls=https://$(POD_NAME).etcd.prod.svc", "advertise-client-urls=https://$(POD_NAME).etcd"),
         ("listen-client-urls=https://0.0.0.0", "listen-client-urls=http://0.0.0.0"),
         ("        - --advertise-client-urls=https://$(POD_NAME).etcd.prod.svc:2379\n", ""),
+        ("advertise-client-urls=https://$(POD_NAME)", "advertise-client-urls=https://${POD_NAME}"),
+        ("listen-client-urls=https://0.0.0.0:2379", "listen-client-urls=https://0.0.0.0:2379/"),
+        ("listen-client-urls=https://0.0.0.0:2379", "listen-client-urls=https://$(POD_NAME).etcd.prod.svc:2379"),
+        ("        - --name=$(POD_NAME)\n", "        - --name=$(POD_NAME)\n        - --pre-vote\n        - 'false'\n"),
+        ("        env:\n", "        env:\n        - {name: ETCD_NAME, value: a}\n"),
+        ("peer,server,client", "server,client"),
     ] {
         let files = TempDir::new("comes-up");
         assert!(good.contains(right), "{right}");

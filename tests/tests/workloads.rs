@@ -104,6 +104,16 @@ async fn kubectl_shows_the_warnings_of_a_workload() {
         let changed: Value = serde_json::from_str(&changed).expect("JSON");
         expect(kind, apply(&installation, "other", &changed), &["still says http://0.0.0.0:12379"], &[]);
     }
+    // The pods of a StatefulSet have their names below its serviceName.
+    let flag = "--advertise-client-urls=https://named-0.other.opted-in.svc:2379";
+    let object = workload(
+        "StatefulSet",
+        "named",
+        &json!({}),
+        &json!([{"name": "etcd", "image": "etcd", "command": ["etcd", flag]}]),
+    );
+    let said = ["names named-0.other.opted-in.svc, which no certificate will hold; write named-0.named.opted-in.svc"];
+    expect("serviceName", apply(&installation, "opted-in", &object), &said, &[]);
     // Not opted in, or opted out.
     let object = workload("Deployment", "a", &json!({}), &plain());
     expect("not opted in", apply(&installation, "other", &object), &[], &["Warning: etcd-tls"]);

@@ -182,6 +182,7 @@ fn unflagged() -> Options {
         user: None,
         host: None,
         issuers: injection::Issuers::default(),
+        cluster_domain: None,
     };
     Options { injection, namespace: "default".to_owned() }
 }

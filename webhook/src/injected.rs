@@ -35,6 +35,7 @@ impl InjectedArgs {
             user: sidecar_user.map(u64::from),
             host,
             issuers: Issuers::default(),
+            cluster_domain: None,
         }
     }
 }

@@ -7,7 +7,8 @@
 //! listeners, reload,   at, how it can be restarted, and whether
 //! ending               it comes back
 //! contract, asking,    what would fail or stop it, and what is in
-//! hosts, checks, mesh  the way                                       (decide)
+//! hosts, stops,        the way
+//! checks, mesh                                                       (decide)
 //! pod, parts, present  what the pod gets; what of it is there already
 //! resources            what its own resources leave room for
 //! told                 what a live member's etcd is told, for `check pod`
@@ -36,6 +37,7 @@ mod pod;
 mod present;
 mod reload;
 mod resources;
+mod stops;
 mod told;
 mod urls;
 mod view;
@@ -82,6 +84,8 @@ pub struct Config {
     pub host: Option<HostPaths>,
     /// Which issuers pods may name.
     pub issuers: Issuers,
+    /// The domain of the cluster, where it is known.
+    pub cluster_domain: Option<String>,
 }
 
 /// The operator's rules for issuers.
@@ -433,6 +437,8 @@ impl<'a> Work<'a> {
         if roles.iter().any(|r| matches!(r, Role::Peer | Role::Server)) {
             self.check_contract(target);
         }
+        self.check_words(target);
+        self.check_without(container, options, Some(roles));
     }
 }
 

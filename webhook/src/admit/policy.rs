@@ -1,4 +1,5 @@
-//! The rules for issuers of the operator's policy, from a mounted file. An unreadable file keeps the last good rules.
+//! What admission takes from the operator's policy, a mounted file: the rules for issuers, and the cluster's domain. An unreadable file
+//! keeps the last good ones.
 
 use std::{fs, io, path::Path, path::PathBuf, sync::Arc};
 
@@ -17,14 +18,14 @@ pub(super) fn watched(file: Option<PathBuf>, mut admission: Admission) -> watch:
     // Before the first look, so that no change is missed.
     let watch = FileWatch::new([file.as_path()]);
     let mut said = None;
-    admission.injection.issuers = match read(&file) {
-        Ok(policy) => Issuers::Rules(policy.issuers),
+    match read(&file) {
+        Ok(policy) => drop(apply(&mut admission, policy)),
         Err(error) => {
             tracing::error!(%error, file = %file.display(), "the policy cannot be read; pods with issuers of other projects are refused until it can");
             said = Some(error.clone());
-            Issuers::Unreadable(error.to_string())
+            admission.injection.issuers = Issuers::Unreadable(error.to_string());
         }
-    };
+    }
     let (sender, receiver) = watch::channel(Arc::new(admission));
     tokio::spawn(essential("policy", follow(file, watch, said, sender)));
     receiver
@@ -41,16 +42,16 @@ async fn follow(
         match read(&file) {
             Ok(policy) => {
                 said = None;
-                let issuers = Issuers::Rules(policy.issuers);
                 let changed = sender.send_if_modified(|admission| {
-                    let changed = admission.injection.issuers != issuers;
+                    let mut next = Admission::clone(admission);
+                    let changed = apply(&mut next, policy);
                     if changed {
-                        Arc::make_mut(admission).injection.issuers = issuers;
+                        *admission = Arc::new(next);
                     }
                     changed
                 });
                 if changed {
-                    tracing::info!(file = %file.display(), "the rules for issuers have changed");
+                    tracing::info!(file = %file.display(), "the rules for issuers or the cluster's domain have changed");
                 }
             }
             Err(error) => {
@@ -61,6 +62,15 @@ async fn follow(
             }
         }
     }
+}
+
+/// Takes from `policy` what admission needs; whether that changes anything.
+fn apply(admission: &mut Admission, policy: Policy) -> bool {
+    let injection = &mut admission.injection;
+    let (issuers, domain) = (Issuers::Rules(policy.issuers), Some(policy.cluster_domain));
+    let changed = injection.issuers != issuers || injection.cluster_domain != domain;
+    (injection.issuers, injection.cluster_domain) = (issuers, domain);
+    changed
 }
 
 /// Without the file, the policy is the default.

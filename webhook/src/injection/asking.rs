@@ -9,6 +9,7 @@ use super::{
     Target, Work,
     contract::short,
     json::Json,
+    listeners::is_loopback,
     options::{self, Kept, Options, Run, Setting, Tool},
     paths::is_below,
     reload,
@@ -26,9 +27,12 @@ const TOOLS: [(&str, &[&str]); 3] = [
 ];
 
 /// The ports of the pod's etcd that other containers dial.
+#[derive(Default)]
 pub(super) struct DialledEtcd {
     clients: BTreeSet<u16>,
     metrics: BTreeSet<u16>,
+    /// Those at loopback addresses alone, which kubelet does not reach.
+    inner: BTreeSet<u16>,
     /// It trusts the certificates of etcd-tls alone.
     ours: bool,
 }
@@ -38,13 +42,22 @@ impl DialledEtcd {
     pub(super) fn of(targets: &[Target<'_>], mount: &str) -> Option<Self> {
         let mut servers = targets.iter().filter(|target| target.roles.contains(&Role::Server)).peekable();
         servers.peek()?;
-        let mut asked = Self { clients: BTreeSet::new(), metrics: BTreeSet::new(), ours: true };
+        let mut asked = Self { ours: true, ..Self::default() };
+        let mut outer = BTreeSet::new();
         for Target { options, .. } in servers {
             let urls = |option| urls::urls(setting(options, option).as_ref());
+            for url in ["listen-client-urls", "listen-metrics-urls", "listen-peer-urls"].into_iter().flat_map(urls) {
+                if is_loopback(&url.host) {
+                    asked.inner.insert(url.port)
+                } else {
+                    outer.insert(url.port)
+                };
+            }
             asked.clients.extend(urls("listen-client-urls").iter().map(|url| url.port));
             asked.metrics.extend(urls("listen-metrics-urls").iter().filter(|url| url.https).map(|url| url.port));
             asked.ours &= text(setting(options, "trusted-ca-file")).is_none_or(|path| is_below(&path, mount));
         }
+        asked.inner.retain(|port| !outer.contains(port));
         Some(asked)
     }
 
@@ -81,7 +94,7 @@ impl<'a> Work<'a> {
             Some(asked) => self.check_asker(&asker, asked),
             // A client of an etcd in another pod.
             None if client && !target.roles.contains(&Role::Peer) => {
-                let elsewhere = DialledEtcd { clients: BTreeSet::new(), metrics: BTreeSet::new(), ours: false };
+                let elsewhere = DialledEtcd::default();
                 let before = self.warnings.len();
                 self.check_endpoints(&asker);
                 if self.warnings.len() == before {
@@ -111,6 +124,9 @@ impl<'a> Work<'a> {
                 continue;
             }
             let (options, advice) = (Options::read(&container), advice.clone());
+            if container.runs_on() {
+                self.check_without(&container, &options, None);
+            }
             self.check_asker(&Asker { container, options: &options, member: false, client: false, advice }, asked);
         }
         if read > MAX_READ {
@@ -139,14 +155,23 @@ impl<'a> Work<'a> {
         let lifecycle = object.get("lifecycle");
         let hooks = ["postStart", "preStop"].map(|field| (field, lifecycle.map(|l| l.get(field))));
         for (field, probe) in probes.into_iter().chain(hooks) {
-            for kind in ["httpGet", "grpc"] {
+            for kind in ["httpGet", "grpc", "tcpSocket"] {
                 let Some(handler) = probe.map(|p| p.get(kind)).filter(|v| !v.is_null()) else { continue };
-                let elsewhere = handler.get("host").as_str().is_some_and(|host| !host.is_empty());
+                // On the host's network, the host's loopback is the pod's.
+                let here = |host: &str| host.is_empty() || (self.pod.flag("hostNetwork") && is_loopback(host));
+                let elsewhere = handler.get("host").as_str().is_some_and(|host| !here(host));
                 let port = reload::port(handler.get("port"), container);
-                if !elsewhere && port.is_some_and(|port| asked.wants_certificate(port)) {
+                let Some(port) = port.filter(|_| !elsewhere) else { continue };
+                if kind != "tcpSocket" && asked.wants_certificate(port) {
                     self.warnings.push(format!(
                         "container {}: its {field} asks a port that wants a client certificate by {kind} and has none, so it \
                          will fail for ever; probe an http:// URL of --listen-metrics-urls, or use tcpSocket",
+                        container.name
+                    ));
+                } else if asked.inner.contains(&port) && handler.get("host").as_str().is_none_or(str::is_empty) {
+                    self.warnings.push(format!(
+                        "container {}: its {field} asks port {port} of the pod's address, and etcd listens there at loopback \
+                         alone, so it will fail for ever; let etcd listen at 0.0.0.0 or [::]",
                         container.name
                     ));
                 }
@@ -235,7 +260,10 @@ impl<'a> Work<'a> {
         }
         let hooks = options::hooks(container).flat_map(|(_, words)| words);
         let mut words = container.words("command").chain(container.words("args")).chain(hooks);
-        let told = options.undetermined_client.is_none() || options.runs_of(Tool::Etcdctl).any(Run::dials);
+        let told = options.undetermined_client.as_ref().is_none_or(|doubt| {
+            let mut runs = options.runs_of(Tool::Etcdctl);
+            if doubt.is_of_words() { runs.next().is_some() } else { runs.any(Run::dials) }
+        });
         if !told && !client && words.any(|word| word.contains("etcdctl")) {
             say(format!("container {name}: it names etcdctl, which needs a client certificate; {advice}"));
         }
@@ -343,15 +371,18 @@ fn mounts_files(container: &Container<'_>) -> bool {
     container.list("volumeMounts").iter().any(|mount| mount.get("name").as_str() == Some(names::VOLUME))
 }
 
-/// True if a container names a program that asks etcd, or a URL without TLS. Only such a one is read.
+/// True if a container names a program that asks etcd, a URL, or a listener of an etcd. Only such a one is read.
 fn names_a_way(container: &Container<'_>) -> bool {
     let hooks = options::hooks(container).flat_map(|(_, words)| words);
     let words = container.words("command").chain(container.words("args")).chain(hooks);
     let values = container.list("env").iter().filter_map(|entry| entry.get("value").as_str());
     let tells = |text: &str| {
-        text.contains("etcdctl") || text.contains("http://") || TOOLS.iter().any(|(tool, _)| text.contains(tool))
+        ["etcdctl", "://", "listen-client-urls"].iter().any(|way| text.contains(way))
+            || TOOLS.iter().any(|(tool, _)| text.contains(tool))
     };
-    let variable = |entry: &Json<'_>| entry.get("name").as_str().is_some_and(|name| name.starts_with("ETCDCTL_"));
+    let variable = |entry: &Json<'_>| {
+        entry.get("name").as_str().is_some_and(|name| name.starts_with("ETCDCTL_") || name.starts_with("ETCD_LISTEN_"))
+    };
     words.chain(values).any(tells) || container.list("env").iter().any(variable)
 }
 

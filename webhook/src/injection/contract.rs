@@ -116,6 +116,9 @@ impl<'a> Work<'a> {
                     url.port
                 ));
             }
+            if self.check_form(target, option, setting.as_ref(), &urls) {
+                continue;
+            }
             match (option, &setting) {
                 ("listen-client-urls", None) if seen => self.warnings.push(format!(
                     "container {name}: --listen-client-urls is not set, so etcd listens on http://localhost:2379"
@@ -161,52 +164,6 @@ impl<'a> Work<'a> {
                     container.name
                 ));
             }
-        }
-    }
-
-    /// An initial cluster that lacks this member or what it advertises, at which etcd stops when it starts without data
-    /// (etcd `ServerConfig.VerifyBootstrap` and `advertiseMatchesCluster`).
-    fn check_bootstrap(&mut self, target: &Target<'a>) {
-        let Target { container, options, .. } = target;
-        let of = |option| setting(options, option);
-        let seen = options.runs_etcd() && !container.env_from("ETCD_");
-        let found_otherwise = ["config-file"].into_iter().chain(DISCOVERY).any(|option| of(option).is_some());
-        let Some(Setting::Text(advertised)) = of("initial-advertise-peer-urls") else { return };
-        if !seen || found_otherwise || options.is_proxy() || advertised.contains('$') {
-            return;
-        }
-        let member = match of("name") {
-            None => "default".to_owned(),
-            Some(Setting::Text(member)) if !member.contains('$') => member,
-            Some(_) => return,
-        };
-        let name = container.name;
-        match of("initial-cluster") {
-            None if member == "default" => self.warnings.push(format!(
-                "container {name}: --initial-advertise-peer-urls is set, and neither --name nor --initial-cluster, at which \
-                 etcd stops; write --initial-cluster={}",
-                short(&format!("{member}={advertised}"))
-            )),
-            Some(Setting::Text(cluster)) if !cluster.contains('$') => {
-                let pairs = || cluster.split(',').filter_map(|pair| pair.split_once('='));
-                let listed: BTreeSet<&str> = pairs().filter(|(of, _)| *of == member).map(|(_, url)| url).collect();
-                let advertised: BTreeSet<&str> = advertised.split(',').map(str::trim).collect();
-                if listed.is_empty() {
-                    self.warnings.push(format!(
-                        "container {name}: --initial-cluster lacks this member, {}, at which etcd stops; see --name and \
-                         --initial-cluster",
-                        short(&member)
-                    ));
-                } else if listed != advertised {
-                    self.warnings.push(format!(
-                        "container {name}: --initial-cluster has {} for this member, and it advertises {}; where they do not \
-                         resolve to the same, etcd stops",
-                        short(&listed.into_iter().collect::<Vec<_>>().join(",")),
-                        short(&advertised.into_iter().collect::<Vec<_>>().join(",")),
-                    ));
-                }
-            }
-            _ => {}
         }
     }
 
@@ -300,6 +257,7 @@ impl<'a> Work<'a> {
             foreign: !self.settings.is_ours(),
             by_name: self.settings.is_of_kubelet(),
             members,
+            domain: self.config.cluster_domain.as_deref(),
             // Others' names stand in an initial cluster, too.
             dns: self.pod.dns.filter(|_| option != "initial-cluster"),
         };

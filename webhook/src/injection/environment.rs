@@ -246,11 +246,7 @@ impl Unit {
         for (option, ours) in &self.options {
             let variable = variable(&prefix, option);
             let flag = options.flag(self.tool, option).map(|setting| (format!("--{option}"), setting));
-            let both = |run: &&Run| {
-                let set = options.variables.contains_key(&variable) && !run.variables.contains_key(&variable);
-                run.flags.contains_key(*option)
-                    && (set || matches!(run.variables.get(&variable), Some(Kept::Set(_) | Kept::Unclear)))
-            };
+            let both = |run: &&Run| run.flags.contains_key(*option) && options.is_set(run, &variable);
             if let Some(run) = options.runs_of(self.tool).find(both) {
                 said.problems.push(format!(
                     "container {name}: {} gives {} --{option}, and {variable} is set as well, at which it stops; leave one out",

@@ -23,6 +23,8 @@ pub(super) struct Facts<'a> {
     pub(super) by_name: bool,
     /// Of how many members the cluster is known to be.
     pub(super) members: usize,
+    /// The domain of the cluster, where it is known.
+    pub(super) domain: Option<&'a str>,
     /// The pod's hostname, empty where it is not known yet, and its subdomain, empty where it has none. `None`: neither is known, or hosts
     /// may be others'.
     pub(super) dns: Option<(&'a str, &'a str)>,
@@ -84,7 +86,9 @@ fn variable(hole: &str, facts: &Facts<'_>) -> Held {
     match (hole, field(hole, &facts.container)) {
         (_, Some("status.podIP" | "status.podIPs")) if by_name => Held::Never(None),
         ("$(hostname -i)" | "$(hostname -I)", None) if by_name => Held::Never(None),
-        (_, Some("status.podIP" | "status.podIPs")) => Held::Possible,
+        (_, Some("status.podIP")) => Held::Possible,
+        // With two of them it is no host.
+        (_, Some("status.podIPs")) => Held::Unknown,
         (_, Some("status.hostIP" | "status.hostIPs")) if facts.host_network => Held::Possible,
         (_, Some("status.hostIP" | "status.hostIPs" | "spec.nodeName" | "metadata.namespace")) => Held::Never(None),
         (_, Some("metadata.name")) | ("${HOSTNAME}" | "$HOSTNAME" | "$(hostname)" | "$(hostname -s)", None) => {
@@ -115,7 +119,12 @@ fn name(labels: &[&str], facts: &Facts<'_>) -> Held {
     let fits = (1..=2).contains(&own.len()) && !(facts.foreign && (own.len() == 1 || domain));
     let same = *namespace == facts.namespace || field(namespace, &facts.container) == Some("metadata.namespace");
     let whole = || own.join(".");
+    let behind = svc.map_or_else(String::new, |at| labels[at + 1..].join("."));
     match (fits, same) {
+        (true, true) if domain && behind != facts.domain.unwrap_or("cluster.local") => match facts.domain {
+            Some(_) if !behind.contains('$') => Held::Never(Some(format!("{}.{}.svc", whole(), facts.namespace))),
+            _ => Held::Unknown,
+        },
         (true, true) => own_name(own, facts),
         (false, true) if facts.foreign && own.len() == 2 => {
             Held::Never(Some(format!("{}.{}.svc", whole(), facts.namespace)))
@@ -142,6 +151,21 @@ fn own_name(labels: &[&str], facts: &Facts<'_>) -> Held {
     }
     let host = if is(host, hostname) { host } else { hostname };
     Held::Never(Some(format!("{host}.{subdomain}.{}.svc", facts.namespace)))
+}
+
+/// True if a host is a name, at which etcd does not listen.
+pub(super) fn is_name(host: &str, container: &Container<'_>) -> bool {
+    if host == "localhost" || host.starts_with('[') || host.parse::<IpAddr>().is_ok() {
+        return false;
+    }
+    match labels(host).as_slice() {
+        [one] if one.starts_with('$') => {
+            matches!(field(one, container), Some("metadata.name" | "metadata.namespace" | "spec.nodeName"))
+                || (["${HOSTNAME}", "$(hostname)", "$(hostname -s)", "$(hostname -f)"].contains(one))
+        }
+        [.., last] => !last.contains('$') && !last.starts_with(|c: char| c.is_ascii_digit()),
+        [] => true,
+    }
 }
 
 /// The labels of a name; a variable and a program's output are parts of one label.
@@ -178,7 +202,7 @@ mod tests {
         let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
         let pod = json!({"spec": {"containers": [{"name": "etcd", "env": [
             field("IP", "status.podIP"), field("HOST_IP", "status.hostIP"), field("POD", "metadata.name"),
-            field("NS", "metadata.namespace"),
+            field("NS", "metadata.namespace"), field("IPS", "status.podIPs"),
         ]}]}});
         let pod = crate::injection::json::borrowed(&pod);
         let pod = Pod::read(&pod).unwrap();
@@ -192,6 +216,7 @@ mod tests {
             foreign: false,
             by_name: false,
             members: 3,
+            domain: None,
             dns: Some(("etcd-0", "etcd")),
         };
         change(&mut facts);
@@ -207,7 +232,7 @@ mod tests {
             "etcd-0.etcd.prod.svc.cluster.local.",
             "etcd.prod.svc",
             "${POD}.etcd.prod.svc",
-            "${POD}.etcd.${NS}.svc.example.org",
+            "${POD}.etcd.${NS}.svc.cluster.local",
             "${POD}.${SERVICE}.prod.svc",
             "$(hostname).etcd.prod.svc",
             "${IP}",
@@ -297,8 +322,40 @@ mod tests {
 
     #[test]
     fn hosts_that_only_the_node_knows_are_unknown() {
-        for host in ["${X}", "${POD}.${SERVICE}", "${POD}.etcd.${X}.svc", "$(cat /name)"] {
+        for host in ["${X}", "${POD}.${SERVICE}", "${POD}.etcd.${X}.svc", "$(cat /name)", "${IPS}"] {
             assert_eq!(judged(host, Role::Peer, |_| {}), Held::Unknown, "{host}");
+        }
+    }
+
+    #[test]
+    fn a_name_has_the_clusters_domain() {
+        let judged = |host, domain| judged(host, Role::Peer, |f| f.domain = domain);
+        let (own, usual) = ("${POD}.etcd.${NS}.svc.example.org", "etcd-0.etcd.prod.svc.cluster.local");
+        let instead = |name: &str| Held::Never(Some(format!("{name}.etcd.prod.svc")));
+        assert_eq!((judged(own, None), judged(usual, None)), (Held::Unknown, Held::Possible));
+        assert_eq!(
+            (judged(own, Some("example.org")), judged(own, Some("cluster.local"))),
+            (Held::Possible, instead("${POD}"))
+        );
+        assert_eq!(judged(usual, Some("example.org")), instead("etcd-0"));
+        assert_eq!(judged("etcd-0.etcd.prod.svc.${X}", Some("example.org")), Held::Unknown);
+        assert_eq!(judged("etcd-0.etcd.prod.svc", Some("example.org")), Held::Possible);
+    }
+
+    #[test]
+    fn etcd_listens_at_addresses() {
+        let pod = json!({"spec": {"containers": [{"name": "etcd", "env": [
+            {"name": "POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+        ]}]}});
+        let pod = crate::injection::json::borrowed(&pod);
+        let container = Pod::read(&pod).unwrap().containers[0];
+        for host in ["", "etcd-0", "${POD}", "${POD}.etcd.prod.svc", "$(hostname)", "${HOSTNAME}.etcd", "${X}.etcd"] {
+            assert!(is_name(host, &container), "{host}");
+        }
+        for host in
+            ["0.0.0.0", "[::]", "[fd00::${X}]", "localhost", "${X}", "10.0.0.${X}", "$(hostname -i)", "[${POD}]"]
+        {
+            assert!(!is_name(host, &container), "{host}");
         }
     }
 }

@@ -39,7 +39,7 @@ struct Mesh {
     redirected: Option<&'static str>,
 }
 
-const MESHES: [Mesh; 2] = [
+const MESHES: [Mesh; 4] = [
     // https://istio.io/latest/docs/reference/config/annotations/ and, for init containers,
     // https://istio.io/latest/docs/setup/additional-setup/cni/#compatibility-with-application-init-containers
     Mesh {
@@ -66,6 +66,32 @@ const MESHES: [Mesh; 2] = [
         containers: &["linkerd-proxy", "linkerd-init", "linkerd-network-validator"],
         inbound: "config.linkerd.io/skip-inbound-ports",
         outbound: "config.linkerd.io/skip-outbound-ports",
+        redirected: None,
+    },
+    // https://kuma.io/docs/latest/reference/kubernetes-annotations/
+    Mesh {
+        name: "Kuma",
+        opt_in: ("kuma.io/sidecar-injection", &["enabled", "true"]),
+        opt_out: "disabled",
+        revision: None,
+        proxy: ("kuma-sidecar", None, 5678),
+        annotation: "kuma.io/sidecar-injected",
+        containers: &["kuma-sidecar", "kuma-init", "kuma-validation"],
+        inbound: "traffic.kuma.io/exclude-inbound-ports",
+        outbound: "traffic.kuma.io/exclude-outbound-ports",
+        redirected: None,
+    },
+    // https://developer.hashicorp.com/consul/docs/k8s/annotations-and-labels
+    Mesh {
+        name: "Consul",
+        opt_in: ("consul.hashicorp.com/connect-inject", &["true"]),
+        opt_out: "false",
+        revision: None,
+        proxy: ("consul-dataplane", None, 5995),
+        annotation: "consul.hashicorp.com/connect-inject-status",
+        containers: &["consul-dataplane", "consul-connect-inject-init"],
+        inbound: "consul.hashicorp.com/transparent-proxy-exclude-inbound-ports",
+        outbound: "consul.hashicorp.com/transparent-proxy-exclude-outbound-ports",
         redirected: None,
     },
 ];
@@ -186,6 +212,10 @@ mod tests {
             (json!({}), &["etcd", "istio-proxy"], "Istio"),
             (json!({"annotations": {"linkerd.io/inject": "enabled"}}), &["etcd"], "Linkerd"),
             (json!({}), &["etcd", "linkerd-proxy"], "Linkerd"),
+            (json!({"labels": {"kuma.io/sidecar-injection": "enabled"}}), &["etcd"], "Kuma"),
+            (json!({}), &["etcd", "kuma-sidecar"], "Kuma"),
+            (json!({"annotations": {"consul.hashicorp.com/connect-inject": "true"}}), &["etcd"], "Consul"),
+            (json!({"annotations": {"consul.hashicorp.com/connect-inject-status": "injected"}}), &["etcd"], "Consul"),
         ] {
             let said = said(metadata, containers);
             assert!(said.starts_with(name), "{said}");
@@ -197,6 +227,8 @@ mod tests {
             json!({"labels": {"sidecar.istio.io/inject": "false", "istio.io/rev": "canary"}}),
             json!({"labels": {"istio.io/rev": "canary"}, "annotations": {"sidecar.istio.io/inject": "false"}}),
             json!({"annotations": {"linkerd.io/inject": "disabled"}}),
+            json!({"labels": {"kuma.io/sidecar-injection": "disabled"}}),
+            json!({"annotations": {"consul.hashicorp.com/connect-inject": "false"}}),
         ] {
             assert_eq!(said(metadata, &["etcd"]), "");
         }

@@ -179,6 +179,14 @@ impl Options {
         set.or_else(|| self.variables.get(variable).cloned())
     }
 
+    /// True if a variable is set, or may be, for a run of its tool.
+    pub(super) fn is_set(&self, run: &Run, variable: &str) -> bool {
+        match run.variables.get(variable) {
+            None => self.variables.contains_key(variable),
+            Some(kept) => matches!(kept, Kept::Set(_) | Kept::Unclear),
+        }
+    }
+
     /// The values that scripts give a variable, for each run of `tool` for which they change it.
     pub(super) fn kept<'a>(&'a self, tool: Tool, variable: &'a str) -> impl Iterator<Item = (&'a Run, &'a Kept)> {
         self.runs_of(tool).filter_map(move |run| Some((run, run.variables.get(variable)?)))

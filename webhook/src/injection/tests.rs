@@ -12,6 +12,7 @@ mod reload;
 mod resources;
 mod revocation;
 mod sidecars;
+mod stops;
 
 fn config() -> Config {
     Config { sidecar_image: "etcd-tls-sidecar:test".into(), ..Config::default() }

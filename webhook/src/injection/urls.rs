@@ -69,6 +69,34 @@ pub(super) fn unclear(setting: Option<&Setting>) -> Option<String> {
     }
 }
 
+/// A part of a setting that looks like a variable, where it is known to the letter. Kubelet knows those of Services, which the pod
+/// does not.
+pub(super) fn literal(setting: Option<&Setting>) -> Option<String> {
+    let Some(Setting::Text(text)) = setting else { return None };
+    let dollar = |piece: &&str| {
+        let mut names = piece.split('$').skip(1);
+        names.any(|rest| {
+            rest.starts_with(|c: char| c == '{' || c == '(' || c.is_ascii_alphabetic())
+                && !["_SERVICE_", "_PORT"].iter().any(|of| rest.contains(of))
+        })
+    };
+    pieces(text).map(str::trim).find(dollar).map(str::to_owned)
+}
+
+/// A URL without a port, or with a path.
+pub(super) fn malformed(setting: Option<&Setting>) -> Option<String> {
+    let Some(Setting::Text(text) | Setting::Open(text)) = setting else { return None };
+    let bad = |piece: &&str| {
+        let Some((scheme, rest)) = piece.split_once("://") else { return false };
+        let http = ["http", "https"].iter().any(|known| scheme.to_ascii_lowercase().ends_with(known));
+        let ported = rest.rsplit_once(':').is_some_and(|(host, port)| {
+            port.parse::<u16>().is_ok() && (!host.contains(':') || host.starts_with('[') && host.ends_with(']'))
+        });
+        http && (rest.ends_with('/') || !rest.contains(['$', '…']) && !ported)
+    };
+    pieces(text).map(str::trim).find(bad).map(str::to_owned)
+}
+
 /// A Unix socket in a setting that names nothing else: no other pod, and not even the sidecar, reaches it.
 pub(super) fn socket(setting: Option<&Setting>) -> Option<String> {
     let Some(Setting::Text(text) | Setting::Open(text)) = setting else { return None };
@@ -93,7 +121,7 @@ fn pieces(text: &str) -> impl Iterator<Item = &str> {
 fn url(text: &str) -> Option<Url> {
     // `name=https://…` in an initial cluster.
     let at = text.find("://")?;
-    let (scheme, rest) = (text[..at].rsplit('=').next()?.trim(), &text[at + 3..]);
+    let (scheme, rest) = (text[..at].rsplit('=').next()?.trim().to_ascii_lowercase(), &text[at + 3..]);
     let rest = rest.split('/').next()?;
     let (host, port) = rest.rsplit_once(':')?;
     // The text that a loop adds at each turn is shown as an ellipsis.

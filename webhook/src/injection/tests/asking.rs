@@ -55,11 +55,18 @@ fn etcdctl_beside_etcd_needs_a_certificate() {
     let named = [("roles", "peer,server,client"), ("containers", "etcd,backup")];
     assert_eq!(beside("containers", &ways[0], &named), [""; 0]);
     assert_eq!(beside("initContainers", &join, &named), [""; 0]);
-    for words in [json!(["etcdctl", "version"]), json!(["etcdctl", "snapshot", "status", "/x"]), json!(["true"])] {
+    let restore = "etcdctl snapshot restore /x --initial-cluster $PEERS";
+    for words in [
+        json!(["etcdctl", "version"]),
+        json!(["etcdctl", "snapshot", "status", "/x"]),
+        json!(["sh", "-c", restore]),
+        json!(["true"]),
+    ] {
         assert_eq!(beside("containers", &json!({"command": words}), &[]), [""; 0], "{words}");
     }
-    // A member that serves nobody asks for no certificate of clients.
-    assert_eq!(beside("containers", &ways[0], &[("roles", "peer")]), [""; 0]);
+    // A member that serves nobody asks for no certificate of clients: its etcd stops at the URL of https.
+    let said = beside("containers", &ways[0], &[("roles", "peer")]);
+    assert!(said.len() == 1 && said[0].contains("nothing gives etcd --cert-file, so it stops"), "{said:?}");
 }
 
 #[test]
@@ -251,4 +258,63 @@ fn containers_that_are_not_read_are_said() {
     assert_eq!(many(64), [""; 0]);
     let said = many(65);
     assert!(said.len() == 1 && said[0].contains("65 containers") && said[0].contains("64 were looked at"), "{said:?}");
+}
+
+/// kubelet asks a loopback address of the host: that of a pod on the host's network.
+#[test]
+fn a_probe_of_the_hosts_loopback_asks_a_pod_on_its_network() {
+    let said = |network: bool| {
+        let (_, warnings) = injected(&with(|pod| {
+            pod["metadata"]["annotations"] = json!({"etcd-tls.dev/admin-port": "9180"});
+            pod["spec"]["hostNetwork"] = json!(network);
+            pod["spec"]["containers"][0]["livenessProbe"] =
+                json!({"httpGet": {"host": "127.0.0.1", "port": 2379, "scheme": "HTTPS"}});
+        }));
+        warnings.iter().any(|w| w.contains("its livenessProbe asks a port that wants a client certificate"))
+    };
+    assert!(said(true) && !said(false));
+}
+
+/// kubelet asks the pod's address, unless the probe names a host.
+#[test]
+fn a_probe_of_a_port_at_loopback_alone_is_said() {
+    let said = |urls: &str, probe: Value| {
+        let (_, warnings) = injected(&with(|pod| {
+            let etcd = &mut pod["spec"]["containers"][0];
+            etcd["command"].as_array_mut().unwrap().push(json!(format!("--listen-metrics-urls={urls}")));
+            etcd["livenessProbe"] = probe;
+        }));
+        warnings.iter().any(|w| w.contains("its livenessProbe asks port 2381 of the pod's address"))
+    };
+    let (http, tcp) = (json!({"httpGet": {"path": "/health", "port": 2381}}), json!({"tcpSocket": {"port": 2381}}));
+    for probe in [&http, &tcp] {
+        assert!(said("http://127.0.0.1:2381", probe.clone()) && said("http://localhost:2381", probe.clone()));
+        assert!(
+            !said("http://0.0.0.0:2381", probe.clone())
+                && !said("http://127.0.0.1:2381,http://[::]:2381", probe.clone())
+        );
+    }
+    assert!(!said("http://127.0.0.1:2381", json!({"httpGet": {"host": "127.0.0.1", "port": 2381}})));
+}
+
+/// A number that etcdctl prints holds no flags, so the flags of what it is given to are known.
+#[test]
+fn a_hook_by_the_number_of_the_member_is_understood() {
+    for script in [
+        "etcdctl member remove $(etcdctl member list | grep $HOSTNAME | cut -d, -f1)",
+        "id=$(etcdctl member list | awk -F, \"/$HOSTNAME/{print \\$1}\"); etcdctl member remove $id",
+        "rev=$(etcdctl endpoint status --write-out=json | egrep -o '\"revision\":[0-9]*' | egrep -o '[0-9].*'); etcdctl compact $rev",
+    ] {
+        let (_, warnings) = injected(&with(|pod| {
+            pod["metadata"]["annotations"] = json!({"etcd-tls.dev/roles": "peer,server,client"});
+            pod["spec"]["containers"][0]["lifecycle"] = json!({"preStop": {"exec": {"command": ["sh", "-c", script]}}});
+        }));
+        assert_eq!(warnings, [""; 0], "{script}");
+    }
+    let refusal = refused(&with(|pod| {
+        pod["metadata"]["annotations"] = json!({"etcd-tls.dev/roles": "peer,server,client"});
+        let script = "etcdctl member remove $(etcdctl get member --print-value-only)";
+        pod["spec"]["containers"][0]["lifecycle"] = json!({"preStop": {"exec": {"command": ["sh", "-c", script]}}});
+    }));
+    assert!(refusal.contains("which may hold any flags"), "{refusal}");
 }

@@ -4,18 +4,18 @@ use super::*;
 
 /// A good member with another container's field, and what is said of it.
 #[track_caller]
-fn said(change: impl FnOnce(&mut Value)) -> Vec<String> {
+pub(super) fn said(change: impl FnOnce(&mut Value)) -> Vec<String> {
     let (_, warnings) = injected(&with(|pod| change(&mut pod["spec"]["containers"][0])));
     assert!(warnings.iter().all(|w| w.chars().count() <= 256), "{warnings:?}");
     warnings
 }
 
 /// A flag of the member, changed.
-fn flag(name: &str, value: &str) -> Vec<String> {
+pub(super) fn flag(name: &str, value: &str) -> Vec<String> {
     said(|container| set(container, name, value))
 }
 
-fn set(container: &mut Value, name: &str, value: &str) {
+pub(super) fn set(container: &mut Value, name: &str, value: &str) {
     let prefix = format!("--{name}=");
     let command = container["command"].as_array_mut().unwrap();
     command.retain(|word| !word.as_str().unwrap().starts_with(&prefix));
@@ -23,7 +23,7 @@ fn set(container: &mut Value, name: &str, value: &str) {
 }
 
 /// The member's own command line as a script, after some lines.
-fn script(container: &mut Value, before: &str, drop: &str, more: &str) {
+pub(super) fn script(container: &mut Value, before: &str, drop: &str, more: &str) {
     let words: Vec<String> =
         container["command"].as_array().unwrap().iter().map(|w| w.as_str().unwrap().to_owned()).collect();
     let kept: Vec<&str> = words.iter().map(String::as_str).filter(|w| drop.is_empty() || !w.contains(drop)).collect();
@@ -31,7 +31,7 @@ fn script(container: &mut Value, before: &str, drop: &str, more: &str) {
 }
 
 #[track_caller]
-fn has(warnings: &[String], words: &[&str]) {
+pub(super) fn has(warnings: &[String], words: &[&str]) {
     assert!(warnings.iter().any(|w| words.iter().all(|word| w.contains(word))), "{words:?}: {warnings:?}");
 }
 
@@ -51,39 +51,6 @@ fn nothing_is_said_of_a_good_member_however_it_is_written() {
         c["readinessProbe"] = json!({"tcpSocket": {"port": 12379}});
     });
     assert_eq!(expanded, [""; 0]);
-}
-
-#[test]
-fn an_initial_cluster_without_the_member_is_said() {
-    let cluster = |member: Option<&str>, cluster: Option<&str>| {
-        said(|c| {
-            let command = c["command"].as_array_mut().unwrap();
-            command.retain(|w| !["--name=", "--initial-cluster="].iter().any(|p| w.as_str().unwrap().starts_with(p)));
-            if let Some(member) = member {
-                set(c, "name", member);
-            }
-            if let Some(cluster) = cluster {
-                set(c, "initial-cluster", cluster);
-            }
-            set(c, "initial-advertise-peer-urls", "https://etcd-0.etcd.prod.svc:2380");
-        })
-    };
-    let url = "https://etcd-0.etcd.prod.svc:2380";
-    has(&cluster(None, None), &["neither --name nor --initial-cluster", &format!("default={url}")]);
-    has(&cluster(Some("default"), None), &["neither --name nor --initial-cluster"]);
-    has(&cluster(None, Some(&format!("etcd-0={url}"))), &["lacks this member, default"]);
-    let other = "https://etcd-1.etcd.prod.svc:2380";
-    has(&cluster(Some("a"), Some(&format!("a={other}"))), &[other, url, "etcd stops"]);
-    // etcd takes the space for a part of the name.
-    has(&cluster(Some("a"), Some(&format!("b={other}, a={url}"))), &["lacks this member, a"]);
-    for (member, pairs) in [
-        (Some("a"), None),
-        (None, Some(format!("default={url}"))),
-        (Some("a"), Some(format!("b={other},a={url}"))),
-        (Some("$(POD_NAME)"), Some(format!("b={other}"))),
-    ] {
-        assert_eq!(cluster(member, pairs.as_deref()), [""; 0], "{member:?} {pairs:?}");
-    }
 }
 
 #[test]
@@ -159,7 +126,7 @@ fn urls_without_tls_are_said() {
     // No URL: etcd takes an address of IPv6 in brackets alone.
     has(
         &flag("advertise-client-urls", "https://fd00::5:2379"),
-        &["advertise-client-urls", "cannot tell", "https://fd00::5:2379"],
+        &["advertise-client-urls", "https://fd00::5:2379", "at which etcd stops"],
     );
     let image = said(|c| {
         c.as_object_mut().unwrap().remove("command");
@@ -348,7 +315,9 @@ fn hosts_that_etcd_finds_by_itself_are_unknown() {
     let mut pod =
         with(|pod| set(&mut pod["spec"]["containers"][0], "discovery", "https://discovery.example.com/token"));
     pod["metadata"]["annotations"] = json!({"etcd-tls.dev/roles": "server"});
-    assert_eq!(injected(&pod).1, [""; 0], "it has no certificate of a peer");
+    let without_peer = injected(&pod).1;
+    assert_eq!(without_peer.len(), 1, "it has no certificate of a peer: {without_peer:?}");
+    has(&without_peer, &["listen-peer-urls", "nothing gives etcd --peer-cert-file", "stops"]);
 }
 
 #[test]

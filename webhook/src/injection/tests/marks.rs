@@ -166,6 +166,7 @@ fn pull_secrets_are_added_once() {
 fn a_mesh_is_warned_of() {
     let (_, warnings) = injected(&with(|pod| pod["metadata"]["labels"]["sidecar.istio.io/inject"] = json!("true")));
     let said = warnings.join("; ");
+    assert!(said.contains("Istio's redirect keeps etcd-tls-init"), "{said}");
     assert!(said.contains("traffic.sidecar.istio.io/excludeOutboundPorts: \"443,2379,2380\""), "{said}");
 }
 
