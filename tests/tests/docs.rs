@@ -32,6 +32,8 @@ mod policy;
 mod proofs;
 #[path = "rights/shipped.rs"]
 mod shipped;
+#[path = "docs/warnings.rs"]
+mod warnings;
 
 /// README.md and every page of docs/, with its text.
 fn pages() -> Vec<(PathBuf, String)> {
