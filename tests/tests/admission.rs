@@ -33,6 +33,8 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 mod attack;
 #[path = "admission/cost.rs"]
 mod cost;
+#[path = "admission/large.rs"]
+mod large;
 #[path = "admission/stop.rs"]
 mod stop;
 

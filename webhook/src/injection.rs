@@ -151,7 +151,9 @@ pub fn decide(pod: &Json<'_>, config: &Config, origin: Origin<'_>) -> PodDecisio
         Ok(pod) => pod,
         Err(error) => return PodDecision::Refuse(error.problems),
     };
-    pod.dns = origin.subdomain.map(|subdomain| ("", subdomain)).or(pod.dns);
+    // A longer one is none, and is not repeated.
+    let subdomain = origin.subdomain.map(|name| if name.len() <= view::MAX_LABEL { name } else { "" });
+    pod.dns = subdomain.map(|subdomain| ("", subdomain)).or(pod.dns);
     if pod.mirror {
         return PodDecision::Leave(Vec::new());
     }
@@ -353,7 +355,7 @@ impl<'a> Work<'a> {
                     Some(container) => chosen.push(*container),
                     None => self.problems.push(format!(
                         "annotation etcd-tls.dev/containers: the pod has no container {name:?}; it has {}",
-                        main.iter().map(|c| c.name).collect::<Vec<_>>().join(", ")
+                        view::listed(&main)
                     )),
                 }
             }
@@ -370,7 +372,7 @@ impl<'a> Work<'a> {
             if chosen.is_empty() {
                 self.problems.push(format!(
                     "which container is etcd's? None of {} is named {}; name it in annotation etcd-tls.dev/containers",
-                    running.iter().map(|c| c.name).collect::<Vec<_>>().join(", "),
+                    view::listed(&running),
                     names::ETCD_CONTAINER
                 ));
             }

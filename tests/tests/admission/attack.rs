@@ -16,7 +16,7 @@ use tokio_rustls::client::TlsStream;
 use super::{ALONE, Admit, answer, body, connect, head, is_patch};
 
 /// `resources.limits.memory` of manifests/admit.yaml.
-const LIMIT_KIB: u64 = 128 * 1024;
+pub(super) const LIMIT_KIB: u64 = 128 * 1024;
 const JSON: &str = "Content-Type: application/json\r\n";
 
 /// An honest review on `stream`, or on a new connection where that one was closed; how long it took.

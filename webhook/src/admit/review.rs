@@ -23,6 +23,8 @@ use crate::{
 const API_VERSION: &str = "admission.k8s.io/v1";
 /// The longest uid that is echoed; the API server's have 36 characters.
 const MAX_UID: usize = 256;
+/// The longest name of a namespace. It stands in many sentences.
+const MAX_NAMESPACE: usize = 63;
 /// The approximate size of a patch of two containers and three volumes, in bytes.
 const PATCH_CAPACITY: usize = 8 * 1024;
 /// The approximate size of an answer without its patch, in bytes.
@@ -239,8 +241,8 @@ fn decide_pod(request: &Request<'_>, admission: &Admission, trace: Option<Contex
         return (PodDecision::Leave(Vec::new()), 0);
     }
     let namespace = request.namespace.as_deref().unwrap_or_default();
-    if namespace.is_empty() {
-        return (PodDecision::Refuse(vec!["request.namespace is empty".to_owned()]), 400);
+    if namespace.is_empty() || namespace.len() > MAX_NAMESPACE {
+        return (PodDecision::Refuse(vec!["request.namespace is empty or too long".to_owned()]), 400);
     }
     if admission.leave_out.contains(namespace) {
         return (PodDecision::Leave(Vec::new()), 0);
@@ -272,7 +274,8 @@ fn decide_workload(request: &Request<'_>, admission: &Admission) -> Vec<String> 
     let path = workload::template_path(&request.resource.group, &request.resource.resource);
     let Some(path) = path else { return Vec::new() };
     let made = matches!(request.operation.as_deref(), Some("CREATE" | "UPDATE"));
-    if !made || !request.is_whole() || namespace.is_empty() || admission.leave_out.contains(namespace) {
+    let named = (1..=MAX_NAMESPACE).contains(&namespace.len());
+    if !made || !request.is_whole() || !named || admission.leave_out.contains(namespace) {
         return Vec::new();
     }
     workload::warnings(path, &request.object, &request.old_object, namespace, &admission.injection)

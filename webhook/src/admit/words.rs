@@ -33,10 +33,17 @@ pub(super) fn spoken(warnings: Vec<String>) -> Vec<String> {
 /// A refusal for every one of `problems`, of bounded length.
 pub(super) fn refusal(mut problems: Vec<String>) -> String {
     const MOST: usize = 32;
+    const LONGEST: usize = 1024;
     if problems.len() > MOST {
         let more = problems.len() - MOST;
         problems.truncate(MOST);
         problems.push(format!("and {more} more"));
+    }
+    for problem in &mut problems {
+        if let Some((end, _)) = problem.char_indices().nth(LONGEST) {
+            problem.truncate(end);
+            problem.push('…');
+        }
     }
     format!("{PREFIX}{}", problems.join("; "))
 }

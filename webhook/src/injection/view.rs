@@ -15,8 +15,8 @@ use super::json::{Json, Object};
 /// can run it.
 const MAX_LIST: usize = 10_000;
 
-/// The longest name of a pod that is its hostname as it is.
-const MAX_HOSTNAME: usize = 63;
+/// The longest name of a container, hostname and subdomain: a DNS label. A longer name of a pod is no hostname as it is.
+pub(super) const MAX_LABEL: usize = 63;
 
 /// A pod, or the template of one.
 pub(super) struct Pod<'a> {
@@ -110,6 +110,10 @@ impl<'a> Pod<'a> {
             let field = list.field();
             for (index, value) in array(spec, field, "spec.", &mut problems).iter().enumerate() {
                 match (value.as_object(), value.get("name").as_str()) {
+                    // A name that no API server takes would stand in every sentence about the container.
+                    (Some(_), Some(name)) if name.len() > MAX_LABEL => {
+                        problems.push(format!("spec.{field}[{index}].name is longer than {MAX_LABEL} characters"));
+                    }
                     (Some(object), Some(name)) if !name.is_empty() => {
                         check_container(object, name, &mut problems);
                         containers.push(Container { name, list, index, object });
@@ -121,6 +125,11 @@ impl<'a> Pod<'a> {
         }
         if !containers.iter().any(|c| c.list == List::Main) {
             problems.push("spec.containers is empty".to_owned());
+        }
+        for field in ["hostname", "subdomain"] {
+            if spec.get(field).and_then(Json::as_str).is_some_and(|name| name.len() > MAX_LABEL) {
+                problems.push(format!("spec.{field} is longer than {MAX_LABEL} characters"));
+            }
         }
         object(spec, "securityContext", "spec.", &mut problems);
         let volumes = array(spec, "volumes", "spec.", &mut problems);
@@ -136,7 +145,7 @@ impl<'a> Pod<'a> {
         if problems.is_empty() {
             let has_metadata = root.get("metadata").is_some_and(Json::is_object);
             let text = |of: &'a Object<'a>, field| of.get(field).and_then(Json::as_str).filter(|text| !text.is_empty());
-            let name = text(metadata, "name").filter(|name| name.len() <= MAX_HOSTNAME);
+            let name = text(metadata, "name").filter(|name| name.len() <= MAX_LABEL);
             let hostname = text(spec, "hostname").or(name).unwrap_or_default();
             let is_pod = text(root, "kind") == Some("Pod");
             let dns = is_pod.then(|| (hostname, text(spec, "subdomain").unwrap_or_default()));
@@ -211,6 +220,14 @@ impl<'a> Container<'a> {
     pub(super) fn is_injected(&self) -> bool {
         self.name == names::INIT_CONTAINER || self.name == names::SIDECAR_CONTAINER
     }
+}
+
+/// The names of containers for people: of many, the first ones.
+pub(super) fn listed(containers: &[Container<'_>]) -> String {
+    const MOST: usize = 20;
+    let names = containers.iter().take(MOST).map(|c| c.name).collect::<Vec<_>>().join(", ");
+    let more = containers.len().saturating_sub(MOST);
+    if more > 0 { format!("{names} and {more} more") } else { names }
 }
 
 fn empty() -> &'static Object<'static> {
