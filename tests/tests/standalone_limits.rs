@@ -1,11 +1,6 @@
 //! The refusals of the standalone signer: in Kubernetes' own form, with nothing lost.
 
-use std::{
-    fs,
-    io::{ErrorKind, Read},
-    net::TcpStream,
-    time::Duration,
-};
+use std::{fs, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use etcd_tls_contract::{csr::PrivateKey, key::KeyAlgorithm, role::Role};
@@ -16,6 +11,9 @@ use tests::{
     process::Process,
     signer::{ADMIN, BOOTSTRAP, LIMIT, Signer, V1, assert_status, request, sans},
 };
+
+#[path = "standalone_limits/connections.rs"]
+mod connections;
 
 /// Lets a signer that has just started have no more memory than its unit, as RLIMIT_DATA: all private memory that can be written.
 /// That is stricter than the unit's cgroup, and a process that reaches it ends.
@@ -253,26 +251,6 @@ async fn ten_thousand_pending_requests_are_kept_and_one_more_is_refused() {
     assert_eq!(code, 200);
     let (code, body) = signer.session().send(&post(USERS, "one-more"));
     assert_eq!(code, 201, "{body}");
-}
-
-/// Connections on which TLS does not begin: others are served beside them, before the first of them is given up.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_without_tls_hold_up_nobody() {
-    let signer = Signer::started(&[]).await;
-    // More handshakes than actix takes at once by default, for each processor; fewer than the files that a process may open.
-    let many = (256 * std::thread::available_parallelism().map_or(2, usize::from) + 100).min(900);
-    let is_open = |mut stream: &TcpStream| {
-        stream.set_nonblocking(true).expect("a socket");
-        matches!(stream.read(&mut [0]), Err(error) if error.kind() == ErrorKind::WouldBlock)
-    };
-    // A machine that is busy may give some up in the meantime.
-    let served = (0..10).any(|_| {
-        let open: Vec<_> =
-            (0..many).map(|_| TcpStream::connect((signer.address, signer.port)).expect("connect")).collect();
-        assert_eq!(signer.ask("GET", V1, ADMIN, &Value::Null).0, 200);
-        open.iter().all(is_open)
-    });
-    assert!(served, "served only when others had been given up");
 }
 
 /// Attack 14: lists and watches of 10,000 requests, all at once, by one user. Others are served meanwhile, and the memory is

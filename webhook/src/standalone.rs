@@ -55,6 +55,7 @@ use std::{
 use actix_tls::accept::rustls_0_23::TlsStream;
 use actix_web::{App, HttpServer, dev::Extensions, rt::net::TcpStream, web};
 use etcd_tls_contract::{duration::parse_duration, names::ClusterName, policy::Policy, role::Role};
+use nix::sys::socket::{setsockopt, sockopt::TcpUserTimeout};
 use tokio::time;
 
 use crate::{
@@ -93,6 +94,15 @@ const DRAIN_SECONDS: u64 = 2;
 /// TLS handshakes at once of all workers; each has actix's 256 at least. One that does not go on ends after 3 s (actix's), and takes
 /// 64 KiB at most until then. With 256 alone, a hundred half-open connections a second would hold everybody up.
 const HANDSHAKES: usize = 1024;
+/// Connections at once of all workers, each of some 50 KiB. One that brings no call ends after 5 s, and so does one of a caller without
+/// a credential after its call.
+const CONNECTIONS: usize = 4_096;
+const FIRST_CALL: Duration = Duration::from_secs(5);
+/// How long an answer may wait for a caller that does not read it, in milliseconds.
+const UNREAD_MILLISECONDS: u32 = 20_000;
+/// Bodies that are awaited at once, of one user and of all users: 64 KiB each.
+const BODIES_PER_USER: usize = 128;
+const BODIES: usize = 1_024;
 
 /// The arguments of `standalone`. The names of the etcd-certificate-generator are kept.
 #[derive(clap::Args, Debug)]
@@ -307,6 +317,9 @@ impl Args {
         // Each handshake shows the certificate again: a resumed session would outlive the CA file's next version.
         tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         tls.send_tls13_tickets = 0;
+        // HTTP/1.1 alone: a connection then holds one answer. Over HTTP/2 anybody could ask for any number on one connection,
+        // take none of them, and have the memory of all.
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
 
         let judges_pods = pods.is_some();
         let server = web::Data::new(Server {
@@ -320,6 +333,7 @@ impl Args {
             limit: RateLimit::new(rate_limit),
             lists: Quota::new("lists", LISTS_PER_USER, LISTS),
             watches: Quota::new("watches", WATCHES_PER_USER, WATCHES),
+            bodies: Quota::new("bodies", BODIES_PER_USER, BODIES),
             metrics: Metrics::default(),
         });
         // The lists are there before anybody can ask for them.
@@ -348,8 +362,9 @@ impl Args {
         let server =
             HttpServer::new(move || App::new().app_data(server.clone()).default_service(web::to(http::api::handle)))
                 .on_connect(remember_client)
-                .client_request_timeout(Duration::from_secs(10))
+                .client_request_timeout(FIRST_CALL)
                 .workers(workers)
+                .max_connections(CONNECTIONS.div_ceil(workers))
                 .max_connection_rate((HANDSHAKES / workers).max(256))
                 .shutdown_timeout(DRAIN_SECONDS)
                 .listen_rustls_0_23(listener, tls)?;
@@ -390,10 +405,15 @@ impl Args {
     }
 }
 
-/// Keeps with a connection who made it, as its certificate says.
+/// Keeps with a connection who made it, as its certificate says. Ends it where its caller does not read an answer.
 fn remember_client(connection: &dyn Any, extensions: &mut Extensions) {
-    let identity = connection
-        .downcast_ref::<TlsStream<TcpStream>>()
+    let stream = connection.downcast_ref::<TlsStream<TcpStream>>();
+    if let Some(stream) = stream
+        && let Err(error) = setsockopt(stream.get_ref().0, TcpUserTimeout, &UNREAD_MILLISECONDS)
+    {
+        tracing::debug!(%error, "a connection may wait for ever for its reader");
+    }
+    let identity = stream
         .and_then(|stream| stream.get_ref().1.peer_certificates()?.first())
         .and_then(|leaf| {
             ConnectionIdentity::of(leaf)

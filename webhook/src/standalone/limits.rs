@@ -1,4 +1,4 @@
-//! Limits of each caller: the rate of calls (a token bucket), and the number of open lists and watches.
+//! Limits of each caller: the rate of calls (a token bucket), and the number of open lists, watches and bodies.
 
 use std::{
     collections::HashMap,
@@ -63,6 +63,9 @@ impl RateLimit {
     }
 }
 
+/// How many of something long any user may have. Where a host comes again, its last one may not have been seen to end yet.
+const LEAST: usize = 2;
+
 /// How many of something long are open at once: of one user's, and of all. The fewer places are left, the fewer has one user, since a
 /// bootstrap token can make itself many hosts; the last eighth is for administrators.
 #[derive(Debug)]
@@ -110,13 +113,12 @@ impl Quota {
 
     /// How many one user may have while `total` are open.
     const fn share(&self, total: usize) -> usize {
-        let some = self.per_user / 20;
         if total < self.all / 2 {
             self.per_user
-        } else if total < self.all / 4 * 3 && some > 1 {
-            some
+        } else if total < self.all / 4 * 3 && self.per_user / 20 > LEAST {
+            self.per_user / 20
         } else {
-            1
+            LEAST
         }
     }
 }
@@ -191,6 +193,9 @@ mod tests {
         }
         assert_eq!(open.len(), 5 * 100 + 5 * 5);
         open.extend((0..300).map(|user| take(&format!("host-{user}")).unwrap()));
+        // One that comes again before its last one was seen to end.
+        open.push(take("host-1").unwrap());
+        assert!(take("host-1").is_err());
     }
 
     #[test]

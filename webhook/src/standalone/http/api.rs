@@ -14,13 +14,13 @@ use std::{
 
 use actix_web::{
     HttpRequest, HttpResponse,
-    http::{Method, StatusCode, header},
+    http::{ConnectionType, Method, StatusCode, header},
     web,
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::{Bytes, BytesMut};
 use etcd_tls_telemetry::admin;
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use jiff::Timestamp;
 use serde_json::Value;
 use tokio::time;
@@ -54,12 +54,16 @@ const MAX_WATCH: u64 = 3600;
 /// Answers every call.
 pub async fn handle(request: HttpRequest, mut payload: web::Payload, server: web::Data<Server>) -> HttpResponse {
     let started = Instant::now();
-    let answer = server.answer(&server, &request, &mut payload).await.unwrap_or_else(|error| {
+    let mut answer = server.answer(&server, &request, &mut payload).await.unwrap_or_else(|error| {
         if matches!(error, ApiError::Internal(_)) {
             tracing::error!(%error, path = request.path(), "a call failed");
         }
         error.response()
     });
+    if answer.status() == StatusCode::UNAUTHORIZED || !has_credential(&request) {
+        // Whoever may not call, or only asks how the signer is, keeps no connection.
+        answer.head_mut().set_connection_type(ConnectionType::Close);
+    }
     server.metrics.call(answer.status().as_u16(), started.elapsed());
     tracing::debug!(
         method = %request.method(),
@@ -70,14 +74,18 @@ pub async fn handle(request: HttpRequest, mut payload: web::Payload, server: web
     );
     if request.headers().contains_key(header::TRANSFER_ENCODING) || answer.status() == StatusCode::PAYLOAD_TOO_LARGE {
         // Of a chunked body that was dropped, actix would read the rest, without an end or a limit. Of one that is still
-        // held when the answer goes out, it reads nothing and closes the connection; and an HTTP/2 stream is not reset
-        // before the answer has gone out.
+        // held when the answer goes out, it reads nothing and closes the connection.
         actix_web::rt::spawn(async move {
             time::sleep(HOLD).await;
             drop(payload);
         });
     }
     answer
+}
+
+fn has_credential(request: &HttpRequest) -> bool {
+    let identity = request.conn_data::<Option<ConnectionIdentity>>().and_then(Option::as_ref);
+    identity.is_some() || request.headers().contains_key(header::AUTHORIZATION)
 }
 
 impl Server {
@@ -124,7 +132,7 @@ impl Server {
                 let trust = Trust::of(self, &namespace, &name)?;
                 if *method == Method::PATCH {
                     let (kind, dry) = (content_type(request), flag(&query, "dryRun"));
-                    trust.patch(self, &user, &kind, &body(request, payload).await?, dry).await?;
+                    trust.patch(self, &user, &kind, &self.body(&user, request, payload).await?, dry).await?;
                 }
                 Ok(trust::answer(&trust.object(self, &user)))
             }
@@ -136,7 +144,8 @@ impl Server {
             }
             Route::Collection(version) => match *method {
                 Method::POST => {
-                    let body = codec::object(&content_type(request), &body(request, payload).await?)?;
+                    let body = self.body(&user, request, payload).await?;
+                    let body = codec::object(&content_type(request), &body)?;
                     let created = create::create(self, &user, version, body, flag(&query, "dryRun")).await?;
                     let object = table::one(&created.stored, version, form, Timestamp::now());
                     let mut response = bytes_response(StatusCode::CREATED, object);
@@ -161,7 +170,7 @@ impl Server {
                 Ok(bytes_response(StatusCode::OK, table::one(&stored, version, form, Timestamp::now())))
             }
             Route::Item(_, name) if *method == Method::DELETE => {
-                let body = body(request, payload).await?;
+                let body = self.body(&user, request, payload).await?;
                 let options = if body.is_empty() { Value::Null } else { codec::object(&content_type(request), &body)? };
                 self.delete(&user, &name, &query, &options).await
             }
@@ -171,7 +180,7 @@ impl Server {
                     Method::PUT | Method::PATCH => {
                         self.require_admin(&user, "approve or deny requests")?;
                         let kind = content_type(request);
-                        let body = body(request, payload).await?;
+                        let body = self.body(&user, request, payload).await?;
                         let change = approval::Change::read(method == Method::PATCH, &kind, &body)?;
                         approval::decide(self, &user, version, &name, change, flag(&query, "dryRun")).await?
                     }
@@ -181,6 +190,37 @@ impl Server {
             }
             _ => Err(ApiError::MethodNotAllowed),
         }
+    }
+
+    /// The body of a call. One that does not come with its head takes a place of those that are awaited.
+    async fn body(&self, user: &User, request: &HttpRequest, payload: &mut web::Payload) -> Result<Bytes, ApiError> {
+        let declared = request.headers().get(header::CONTENT_LENGTH).and_then(|h| h.to_str().ok()?.parse::<u64>().ok());
+        if declared.is_some_and(|length| length > MAX_BODY as u64) {
+            return Err(ApiError::TooLarge(MAX_BODY));
+        }
+        let read = async {
+            let (mut body, mut permit) = (BytesMut::new(), None);
+            loop {
+                let chunk = match payload.next().now_or_never() {
+                    Some(chunk) => chunk,
+                    None => {
+                        if permit.is_none() {
+                            permit = Some(self.bodies.take(&user.name, self.is_admin(user))?);
+                        }
+                        payload.next().await
+                    }
+                };
+                let Some(chunk) = chunk else { return Ok(body.freeze()) };
+                let chunk = chunk.map_err(|e| ApiError::BadRequest(format!("the body cannot be read: {e}")))?;
+                if body.len() + chunk.len() > MAX_BODY {
+                    return Err(ApiError::TooLarge(MAX_BODY));
+                }
+                body.extend_from_slice(&chunk);
+            }
+        };
+        time::timeout(BODY_TIME, read)
+            .await
+            .unwrap_or_else(|_| Err(ApiError::BadRequest("the body took too long".to_owned())))
     }
 
     fn authenticate(&self, request: &HttpRequest) -> Result<User, ApiError> {
@@ -366,27 +406,6 @@ fn accept(request: &HttpRequest) -> String {
 fn content_type(request: &HttpRequest) -> String {
     let header = request.headers().get(header::CONTENT_TYPE).and_then(|h| h.to_str().ok()).unwrap_or_default();
     header.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
-}
-
-async fn body(request: &HttpRequest, payload: &mut web::Payload) -> Result<Bytes, ApiError> {
-    let declared = request.headers().get(header::CONTENT_LENGTH).and_then(|h| h.to_str().ok()?.parse::<u64>().ok());
-    if declared.is_some_and(|length| length > MAX_BODY as u64) {
-        return Err(ApiError::TooLarge(MAX_BODY));
-    }
-    let read = async {
-        let mut body = BytesMut::new();
-        while let Some(chunk) = payload.next().await {
-            let chunk = chunk.map_err(|e| ApiError::BadRequest(format!("the body cannot be read: {e}")))?;
-            if body.len() + chunk.len() > MAX_BODY {
-                return Err(ApiError::TooLarge(MAX_BODY));
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(body.freeze())
-    };
-    time::timeout(BODY_TIME, read)
-        .await
-        .unwrap_or_else(|_| Err(ApiError::BadRequest("the body took too long".to_owned())))
 }
 
 fn text(text: &str) -> HttpResponse {

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     time::{Duration, Instant},
 };
 
@@ -166,8 +167,8 @@ struct Watching {
     revisions: tokio::sync::watch::Receiver<u64>,
     end: Instant,
     bookmarks: bool,
-    /// The object that was sent last.
-    last: Option<Value>,
+    /// The digest of the object that was sent last, which has hundreds of KiB where the lists are full.
+    last: Option<u64>,
     /// One of the watches that the caller may have.
     _permit: Permit,
 }
@@ -185,13 +186,16 @@ impl Watching {
         loop {
             // Seen before the object is made, so that a change in between wakes this watch again.
             self.revisions.borrow_and_update();
-            let object = self.trust.object(&self.server, &self.user);
-            if self.last.as_ref() != Some(&object) {
+            let object = self.trust.object(&self.server, &self.user).to_string();
+            let mut digest = DefaultHasher::new();
+            object.hash(&mut digest);
+            let digest = digest.finish();
+            if self.last != Some(digest) {
                 let kind = if self.last.is_none() { "ADDED" } else { "MODIFIED" };
-                let line = event(kind, &object);
-                self.last = Some(object);
-                return Some(line);
+                self.last = Some(digest);
+                return Some(event(kind, &object));
             }
+            drop(object);
             let left = self.end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return None;
@@ -203,7 +207,7 @@ impl Watching {
                 Ok(Err(_)) => return None,
                 Err(_) if pause < left => {
                     let mark = json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"resourceVersion": "0"}});
-                    return Some(event("BOOKMARK", &mark));
+                    return Some(event("BOOKMARK", &mark.to_string()));
                 }
                 Err(_) => return None,
             }
@@ -211,7 +215,7 @@ impl Watching {
     }
 }
 
-fn event(kind: &str, object: &Value) -> String {
+fn event(kind: &str, object: &str) -> String {
     format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n")
 }
 

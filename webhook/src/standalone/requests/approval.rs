@@ -6,6 +6,7 @@
 use std::{sync::Arc, time::SystemTime};
 
 use jiff::Timestamp;
+use json_patch::PatchOperation;
 use k8s_openapi::{
     api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition},
     apimachinery::pkg::apis::meta::v1::Time,
@@ -49,7 +50,14 @@ impl Change {
             (true, "application/merge-patch+json" | "application/strategic-merge-patch+json") => {
                 serde_json::from_slice(body).map(Self::Merge).map_err(bad)
             }
-            (true, "application/json-patch+json") => serde_json::from_slice(body).map(Self::Patch).map_err(bad),
+            (true, "application/json-patch+json") => {
+                let patch: json_patch::Patch = serde_json::from_slice(body).map_err(bad)?;
+                // Each could double the object.
+                if patch.iter().any(|operation| matches!(operation, PatchOperation::Copy(_))) {
+                    return Err(ApiError::BadRequest("the patch copies; write the values".to_owned()));
+                }
+                Ok(Self::Patch(patch))
+            }
             (false, _) => codec::object(content_type, body).map(Self::Replace),
             (true, _) => Err(ApiError::UnsupportedMediaType(
                 "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json",

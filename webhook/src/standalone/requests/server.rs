@@ -41,6 +41,8 @@ pub struct Server {
     pub lists: Arc<Quota>,
     /// Watches at once.
     pub watches: Arc<Quota>,
+    /// Bodies that are awaited at once.
+    pub bodies: Arc<Quota>,
     /// The metrics for the operator.
     pub metrics: Metrics,
 }
