@@ -3,7 +3,11 @@
 //! The answers come from a [`Status`], which the process keeps up to date, and from `/proc`; a request waits for nothing. The server bounds
 //! connections, header bytes and time, since it listens on an address of the pod without authentication.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -19,8 +23,13 @@ use tokio::{net::TcpListener, task::AbortHandle, time};
 
 /// Connections served at once. For a new one the oldest is closed, so that idle connections cannot block a probe.
 const MAX_CONNECTIONS: usize = 32;
+/// Connections of these that get metrics: those of a signer with thousands of authorities are megabytes, which a caller that does not read
+/// has it hold. For one more the oldest of them is closed.
+const MAX_METRICS: usize = 4;
 /// The maximum size of a request's head, in bytes. Those of probes and scrapers are far smaller.
 const MAX_HEAD: usize = 8 * 1024;
+/// Where the metrics are.
+const METRICS: &str = "/metrics";
 /// How long a request's head may take.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a connection may live; scrapers and kubelet connect again.
@@ -63,7 +72,8 @@ pub trait Status: Send + Sync + 'static {
 
 /// Serves `status` on `listener` until the future is dropped. An error of one connection does not affect the others.
 pub async fn serve(listener: TcpListener, status: Arc<dyn Status>) {
-    let mut open = Connections::default();
+    // The tasks hold it weakly: it ends with this future.
+    let connections = Arc::new(Mutex::new(Connections::default()));
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -75,43 +85,70 @@ pub async fn serve(listener: TcpListener, status: Arc<dyn Status>) {
             }
         };
         let status = Arc::clone(&status);
-        let connection = tokio::spawn(async move {
-            let service = service_fn(move |request: Request<Incoming>| {
-                let status = Arc::clone(&status);
-                async move { Ok::<_, std::convert::Infallible>(answer(request.method(), request.uri().path(), &*status)) }
+        let open = Arc::downgrade(&connections);
+        connections.lock().unwrap_or_else(PoisonError::into_inner).add(move |id| {
+            let connection = tokio::spawn(async move {
+                let service = service_fn(move |request: Request<Incoming>| {
+                    if request.uri().path() == METRICS
+                        && let Some(open) = open.upgrade()
+                    {
+                        open.lock().unwrap_or_else(PoisonError::into_inner).gets_metrics(id);
+                    }
+                    let answer = answer(request.method(), request.uri().path(), &*status);
+                    async move { Ok::<_, std::convert::Infallible>(answer) }
+                });
+                let connection = http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(HEAD_TIMEOUT)
+                    .max_buf_size(MAX_HEAD)
+                    .serve_connection(TokioIo::new(stream), service);
+                if let Ok(Err(error)) = time::timeout(CONNECTION_TIMEOUT, connection).await {
+                    tracing::debug!(%error, "admin port: connection failed");
+                }
             });
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_TIMEOUT)
-                .max_buf_size(MAX_HEAD)
-                .serve_connection(TokioIo::new(stream), service);
-            if let Ok(Err(error)) = time::timeout(CONNECTION_TIMEOUT, connection).await {
-                tracing::debug!(%error, "admin port: connection failed");
-            }
+            connection.abort_handle()
         });
-        open.add(connection.abort_handle());
     }
 }
 
 /// The connections that are served, the oldest first. Dropping it closes them.
 #[derive(Default)]
-struct Connections(VecDeque<AbortHandle>);
+struct Connections {
+    open: VecDeque<(u64, AbortHandle)>,
+    /// Those that got metrics last.
+    metrics: VecDeque<u64>,
+    next: u64,
+}
 
 impl Connections {
-    fn add(&mut self, connection: AbortHandle) {
-        self.0.retain(|open| !open.is_finished());
-        if self.0.len() >= MAX_CONNECTIONS
-            && let Some(oldest) = self.0.pop_front()
+    /// Begins a connection, which is told its number.
+    fn add(&mut self, begin: impl FnOnce(u64) -> AbortHandle) {
+        self.open.retain(|(_, open)| !open.is_finished());
+        if self.open.len() >= MAX_CONNECTIONS
+            && let Some((_, oldest)) = self.open.pop_front()
         {
             oldest.abort();
         }
-        self.0.push_back(connection);
+        self.open.push_back((self.next, begin(self.next)));
+        self.next += 1;
+    }
+
+    /// A connection is going to get metrics.
+    fn gets_metrics(&mut self, id: u64) {
+        self.metrics.retain(|other| *other != id && self.open.iter().any(|(open, handle)| open == other && !handle.is_finished()));
+        self.metrics.push_back(id);
+        if self.metrics.len() > MAX_METRICS
+            && let Some(oldest) = self.metrics.pop_front()
+            && let Some((_, oldest)) = self.open.iter().find(|(open, _)| *open == oldest)
+        {
+            oldest.abort();
+        }
     }
 }
 
 impl Drop for Connections {
     fn drop(&mut self) {
-        self.0.iter().for_each(AbortHandle::abort);
+        self.open.iter().for_each(|(_, open)| open.abort());
     }
 }
 
@@ -122,7 +159,7 @@ fn answer(method: &Method, path: &str, status: &dyn Status) -> Response<Full<Byt
     match path {
         "/live" => verdict(status.live()),
         "/ready" => verdict(status.ready()),
-        "/metrics" => {
+        METRICS => {
             let mut response = text(StatusCode::OK, with_process(&status.metrics()));
             response.headers_mut().insert(
                 CONTENT_TYPE,
@@ -223,8 +260,12 @@ mod tests {
         let mut open = Connections::default();
         let mut sitting = Vec::new();
         for _ in 0..=MAX_CONNECTIONS {
-            sitting.push(tokio::spawn(std::future::pending::<()>()));
-            open.add(sitting[sitting.len() - 1].abort_handle());
+            open.add(|_| {
+                let task = tokio::spawn(std::future::pending::<()>());
+                let handle = task.abort_handle();
+                sitting.push(task);
+                handle
+            });
         }
         let oldest = time::timeout(CONNECTION_TIMEOUT, sitting.remove(0)).await.unwrap();
         assert!(oldest.unwrap_err().is_cancelled());
@@ -233,6 +274,49 @@ mod tests {
         for task in sitting {
             assert!(task.await.unwrap_err().is_cancelled());
         }
+    }
+
+    struct Large;
+
+    impl Status for Large {
+        fn live(&self) -> Result<(), CheckError> {
+            Ok(())
+        }
+
+        fn ready(&self) -> Result<(), CheckError> {
+            Ok(())
+        }
+
+        fn metrics(&self) -> String {
+            "# x\n".repeat(4 << 20)
+        }
+    }
+
+    /// Callers that ask for metrics and do not read them: for one more the oldest goes, and who reads gets all.
+    #[tokio::test]
+    async fn metrics_that_nobody_reads_are_held_for_a_few() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = tokio::spawn(serve(listener, Arc::new(Large)));
+        let begin = async || {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(get("/metrics").as_bytes()).await.unwrap();
+            // It is being answered.
+            stream.readable().await.unwrap();
+            stream
+        };
+        let whole = async |mut stream: TcpStream| {
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).await.is_ok() && answer.ends_with(b"# EOF\n")
+        };
+        let mut unread = VecDeque::new();
+        for _ in 0..MAX_METRICS {
+            unread.push_back(begin().await);
+        }
+        assert!(whole(begin().await).await, "one that reads");
+        assert!(!whole(unread.pop_front().unwrap()).await, "the oldest");
+        assert!(whole(unread.pop_back().unwrap()).await, "the youngest");
+        server.abort();
     }
 
     #[tokio::test]
