@@ -146,6 +146,16 @@ async fn a_right_is_used_only_while_its_policy_is_enforced() {
     for name in ["etcd-tls-bindings", "etcd-tls-secrets", "etcd-tls-webhooks"] {
         assert!(events.contains(&format!("ValidatingAdmissionPolicy {name} is not enforced")), "{events}");
     }
+    // Somebody with the account of `approve` would use it: without the policy it gives itself any right, as the threat model says.
+    let role = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
+        "metadata": {"name": "etcd-tls-trust-reader", "namespace": "kube-system"},
+        "rules": [{"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}],
+    });
+    let role = api.directory().write("role.json", role.to_string());
+    let account = format!("--as=system:serviceaccount:{SYSTEM}:etcd-tls-approve");
+    let role = role.to_str().expect("a path");
+    api.kubectl(&["apply", "--server-side", "--dry-run=server", &account, "-f", role]);
     api.apply_kustomization("manifests");
     comes(&api, &binding("late")).await;
     comes(&api, secret).await;
