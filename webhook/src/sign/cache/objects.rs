@@ -3,7 +3,7 @@
 //! object are kept.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -28,6 +28,10 @@ const READ: usize = 16 * 1024;
 const KEPT: usize = 4 * 1024;
 /// Bytes of all objects' requests that are kept.
 const BUDGET: usize = 16 << 20;
+/// Bytes of the requests of one namespace's ConfigMaps that are kept: an administrator of a namespace can make any number of them.
+const KEPT_OF_NAMESPACE: usize = 256 << 10;
+/// ConfigMaps of one namespace that are known: more than it has clusters.
+const MOST_OF_NAMESPACE: usize = 1024;
 /// The longest uid.
 const LONGEST_UID: usize = 64;
 
@@ -57,6 +61,8 @@ struct Seen {
     objects: Listed<Arc<Facts>>,
     /// Bytes of the requests that are kept.
     bytes: usize,
+    /// By namespace: how many objects are known, and the bytes of their requests.
+    of_namespace: HashMap<Arc<str>, (usize, usize)>,
 }
 
 impl Objects {
@@ -154,19 +160,41 @@ fn source() -> Source {
 
 impl Seen {
     fn take(&mut self, event: Event<Metadata>, kind: &str) {
-        let Self { objects, bytes } = self;
-        let room = BUDGET.saturating_sub(*bytes).min(KEPT);
+        let room = match &event {
+            Event::Listed(object) | Event::Applied(object) => self.room_for(&object.metadata, kind),
+            _ => None,
+        };
+        let Self { objects, bytes, of_namespace } = self;
         let keep = |Metadata { metadata }: Metadata| {
             let key = key(metadata.namespace.as_deref(), metadata.name.as_deref());
-            // Anybody can label a ConfigMap. Names of this form are guarded by an admission policy.
-            let trust = names::trust_config_map("");
-            let ours = kind != CONFIG_MAPS || metadata.name.as_ref().is_some_and(|name| name.starts_with(&trust));
-            (key, ours.then(|| Arc::new(facts(metadata, room))))
+            (key, room.map(|room| Arc::new(facts(metadata, room))))
         };
-        objects.take(event, keep, |_, before, after| {
-            let size = |facts: Option<&Arc<Facts>>| facts.map_or(0, |facts| size(&facts.requests));
-            *bytes = (*bytes + size(after)).saturating_sub(size(before));
+        objects.take(event, keep, |(namespace, _), before, after| {
+            let of = |facts: Option<&Arc<Facts>>| facts.map_or((0, 0), |facts| (1, size(&facts.requests)));
+            let (before, after) = (of(before), of(after));
+            *bytes = (*bytes + after.1).saturating_sub(before.1);
+            let (known, kept) = of_namespace.entry(Arc::clone(namespace)).or_default();
+            *known = (*known + after.0).saturating_sub(before.0);
+            *kept = (*kept + after.1).saturating_sub(before.1);
+            if *known == 0 {
+                of_namespace.remove(namespace);
+            }
         });
+    }
+
+    /// How many bytes of an object's requests may be kept; `None`: the object is none of ours, or one more than its namespace may have.
+    fn room_for(&self, metadata: &ObjectMeta, kind: &str) -> Option<usize> {
+        let (namespace, name) = (metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref()?);
+        let known = self.objects.get(namespace, name);
+        let before = known.map_or(0, |facts| size(&facts.requests));
+        let all = (BUDGET + before).saturating_sub(self.bytes).min(KEPT);
+        if kind != CONFIG_MAPS {
+            return Some(all);
+        }
+        // Anybody can label a ConfigMap. Names of this form are guarded by an admission policy.
+        let (others, kept) = self.of_namespace.get(namespace).copied().unwrap_or_default();
+        let ours = name.starts_with(&names::trust_config_map("")) && (known.is_some() || others < MOST_OF_NAMESPACE);
+        ours.then(|| all.min((KEPT_OF_NAMESPACE + before).saturating_sub(kept)))
     }
 }
 
@@ -260,24 +288,40 @@ mod tests {
         assert!(secret.requests.is_empty());
     }
 
+    /// As many as an administrator of a namespace makes, each as long as it is read; and the requests of other namespaces beside them.
     #[test]
-    fn the_memory_for_requests_has_a_budget() {
+    fn the_requests_of_one_namespace_leave_room_for_those_of_others() {
         let mut seen = Seen::default();
-        let request = |n: usize, bytes: usize| {
-            let key = "etcd-tls.dev/rollover-peer-request";
-            object(
-                json!({"namespace": "a", "name": format!("etcd-tls-trust-{n}"), "annotations": {key: "x".repeat(bytes)}}),
-            )
+        let request = |namespace: &str, n: usize, bytes: usize| {
+            let key = "etcd-tls.dev/revoke-peer-request";
+            object(json!({
+                "namespace": namespace, "name": format!("etcd-tls-trust-{n}"), "annotations": {key: "x".repeat(bytes)},
+            }))
         };
-        seen.take(Event::Applied(request(0, 2 * KEPT)), KIND);
+        seen.take(Event::Applied(request("a", 0, 2 * KEPT)), KIND);
         assert_eq!(seen.bytes, 0);
         for n in 0..10_000 {
-            seen.take(Event::Applied(request(n, KEPT - 500)), KIND);
+            seen.take(Event::Applied(request("a", n, KEPT - 500)), KIND);
+        }
+        assert!((KEPT_OF_NAMESPACE - KEPT..=KEPT_OF_NAMESPACE).contains(&seen.bytes), "{}", seen.bytes);
+        assert_eq!(seen.objects.iter().count(), MOST_OF_NAMESPACE);
+        seen.take(Event::Applied(request("b", 0, 400)), KIND);
+        assert_eq!(seen.objects.get("b", "etcd-tls-trust-0").map(|facts| facts.requests.len()), Some(1));
+        // One that is there may change, and one that is gone makes room.
+        seen.take(Event::Applied(request("a", 1, KEPT - 400)), KIND);
+        assert_eq!(seen.objects.get("a", "etcd-tls-trust-1").map(|facts| facts.requests.len()), Some(1));
+        seen.take(Event::Deleted(request("a", 2, 0)), KIND);
+        seen.take(Event::Applied(request("a", 20_000, 10)), KIND);
+        assert_eq!(seen.objects.get("a", "etcd-tls-trust-20000").map(|facts| facts.requests.len()), Some(1));
+        // All together have a bound, too.
+        for n in 0..200 {
+            for of in 0..80 {
+                seen.take(Event::Applied(request(&format!("n{n}"), of, KEPT - 500)), KIND);
+            }
         }
         assert!((BUDGET - 2 * KEPT..=BUDGET).contains(&seen.bytes), "{}", seen.bytes);
-        assert_eq!(seen.objects.iter().count(), 10_000, "that each is there is known");
         seen.take(Event::Begins, KIND);
         seen.take(Event::Complete, KIND);
-        assert_eq!(seen.bytes, 0);
+        assert!(seen.bytes == 0 && seen.of_namespace.is_empty());
     }
 }
