@@ -155,3 +155,21 @@ fn references_do_not_explode() {
     let (took, _) = cost(&|pod| LONG[6].1(pod, 64));
     assert!(took < Duration::from_millis(500), "{took:?}");
 }
+
+/// Short scripts that put long texts together: of many containers, all together are read no further than those of a few.
+#[test]
+fn scripts_of_many_containers_are_read_as_far_as_those_of_a_few() {
+    let script = "A=https://x.test:1,; B=$A$A$A$A$A$A$A$A; C=$B$B$B$B$B$B$B$B; D=$C$C$C$C$C$C$C$C; \
+                  exec etcd --advertise-client-urls=$D$D$D --listen-client-urls=$D$D$D --initial-cluster=$D$D$D";
+    let of = |count: usize| {
+        cost(&|pod| {
+            let names: Vec<String> = (0..count).map(|n| format!("c{n}")).collect();
+            pod["metadata"]["annotations"] = json!({"etcd-tls.dev/containers": names.join(",")});
+            pod["spec"]["containers"] =
+                names.iter().map(|name| json!({"name": name, "command": ["sh", "-c", script]})).collect();
+        })
+    };
+    let ((few, _), (many, _)) = (of(4), of(64));
+    println!("{few:?} for 4, {many:?} for 64");
+    assert!(many < few * 4 + Duration::from_millis(20), "{few:?} for 4, {many:?} for 64");
+}

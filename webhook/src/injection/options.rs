@@ -70,7 +70,7 @@ impl Options {
         let written =
             line.iter().chain(hooks.iter().flat_map(|(_, words)| words)).map(|word| word.len()).sum::<usize>();
         let variables: usize = container.list("env").iter().map(|e| e.get("value").as_str().map_or(8, str::len)).sum();
-        let left = MAX_TEXT.min(256 * 1024 + 32 * (written + variables));
+        let left = MAX_TEXT.min(container.room + 32 * (written + variables));
         let mut environment = Environment::of(container, left);
 
         let mut options = Self::default();

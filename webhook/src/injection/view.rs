@@ -15,6 +15,10 @@ use super::json::{Json, Object};
 /// can run it.
 const MAX_LIST: usize = 10_000;
 
+/// Bytes of text that the scripts of one container may put together, however short they are, and those of all containers of a pod.
+pub(super) const ROOM: usize = 256 * 1024;
+const ROOM_OF_ALL: usize = 4 * ROOM;
+
 /// The longest name of a container, hostname and subdomain: a DNS label. A longer name of a pod is no hostname as it is.
 pub(super) const MAX_LABEL: usize = 63;
 
@@ -56,6 +60,8 @@ pub(super) struct Container<'a> {
     pub(super) index: usize,
     /// The whole object.
     pub(super) object: &'a Object<'a>,
+    /// How much text its scripts may put together, in bytes, beside what their length allows.
+    pub(super) room: usize,
 }
 
 /// One of a pod's lists of containers.
@@ -116,7 +122,7 @@ impl<'a> Pod<'a> {
                     }
                     (Some(object), Some(name)) if !name.is_empty() => {
                         check_container(object, name, &mut problems);
-                        containers.push(Container { name, list, index, object });
+                        containers.push(Container { name, list, index, object, room: ROOM });
                     }
                     (Some(_), _) => problems.push(format!("spec.{field}[{index}] has no name")),
                     (None, _) => problems.push(format!("spec.{field}[{index}] is no object")),
@@ -126,6 +132,8 @@ impl<'a> Pod<'a> {
         if !containers.iter().any(|c| c.list == List::Main) {
             problems.push("spec.containers is empty".to_owned());
         }
+        let room = ROOM.min(ROOM_OF_ALL / containers.len().max(1));
+        containers.iter_mut().for_each(|container| container.room = room);
         for field in ["hostname", "subdomain"] {
             if spec.get(field).and_then(Json::as_str).is_some_and(|name| name.len() > MAX_LABEL) {
                 problems.push(format!("spec.{field} is longer than {MAX_LABEL} characters"));

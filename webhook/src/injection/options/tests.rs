@@ -3,13 +3,19 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::injection::view::List;
+use crate::injection::view::{self, List};
 
 mod ending;
 
 fn read(container: &Value) -> Options {
     let container = crate::injection::json::borrowed(container);
-    Options::read(&Container { name: "etcd", list: List::Main, index: 0, object: container.as_object().unwrap() })
+    Options::read(&Container {
+        name: "etcd",
+        list: List::Main,
+        index: 0,
+        object: container.as_object().unwrap(),
+        room: view::ROOM,
+    })
 }
 
 fn command(words: &[&str]) -> Options {
