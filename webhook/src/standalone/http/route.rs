@@ -11,6 +11,9 @@ use crate::standalone::{
     version::Version,
 };
 
+/// Terms of a label selector: each is looked for in each request.
+const MOST_TERMS: usize = 64;
+
 /// The query's parameters.
 pub type Query = HashMap<String, String>;
 
@@ -113,6 +116,9 @@ impl Selector {
             }
         }
         for term in terms(query, "labelSelector") {
+            if selector.labels.len() >= MOST_TERMS {
+                return Err(ApiError::BadRequest(format!("the label selector has more than {MOST_TERMS} terms")));
+            }
             if term.contains(['(', ' ']) {
                 return Err(ApiError::BadRequest(format!(
                     "label selector {term:?} is not supported: only key, !key, key=value and key!=value are"
@@ -212,5 +218,7 @@ mod tests {
         );
         assert!(Selector::parse(&query("fieldSelector", "spec.username=a"), None).is_err());
         assert!(Selector::parse(&query("labelSelector", "a in (b)"), None).is_err());
+        assert!(Selector::parse(&query("labelSelector", &"!a,".repeat(MOST_TERMS)), None).is_ok());
+        assert!(Selector::parse(&query("labelSelector", &"!a,".repeat(MOST_TERMS + 1)), None).is_err());
     }
 }
