@@ -6,7 +6,7 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -28,6 +28,10 @@ const MAX_CONNECTIONS: usize = 32;
 const MAX_METRICS: usize = 4;
 /// The maximum size of a request's head, in bytes. Those of probes and scrapers are far smaller.
 const MAX_HEAD: usize = 8 * 1024;
+/// Metrics that take this long to make, as those of thousands of authorities do, are made again after so many times as long: callers get a
+/// tenth of the processor at most.
+const SLOW: Duration = Duration::from_millis(5);
+const REST: u32 = 10;
 /// Where the metrics are.
 const METRICS: &str = "/metrics";
 /// How long a request's head may take.
@@ -74,6 +78,7 @@ pub trait Status: Send + Sync + 'static {
 pub async fn serve(listener: TcpListener, status: Arc<dyn Status>) {
     // The tasks hold it weakly: it ends with this future.
     let connections = Arc::new(Mutex::new(Connections::default()));
+    let made = Arc::new(Made::default());
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -84,7 +89,7 @@ pub async fn serve(listener: TcpListener, status: Arc<dyn Status>) {
                 continue;
             }
         };
-        let status = Arc::clone(&status);
+        let (status, made) = (Arc::clone(&status), Arc::clone(&made));
         let open = Arc::downgrade(&connections);
         connections.lock().unwrap_or_else(PoisonError::into_inner).add(move |id| {
             let connection = tokio::spawn(async move {
@@ -94,7 +99,7 @@ pub async fn serve(listener: TcpListener, status: Arc<dyn Status>) {
                     {
                         open.lock().unwrap_or_else(PoisonError::into_inner).gets_metrics(id);
                     }
-                    let answer = answer(request.method(), request.uri().path(), &*status);
+                    let answer = answer(request.method(), request.uri().path(), &*status, &made);
                     async move { Ok::<_, std::convert::Infallible>(answer) }
                 });
                 let connection = http1::Builder::new()
@@ -152,7 +157,33 @@ impl Drop for Connections {
     }
 }
 
-fn answer(method: &Method, path: &str, status: &dyn Status) -> Response<Full<Bytes>> {
+/// The metrics that were made last.
+#[derive(Default)]
+struct Made(Mutex<Option<Last>>);
+
+struct Last {
+    at: Instant,
+    took: Duration,
+    text: Bytes,
+}
+
+impl Made {
+    fn metrics(&self, status: &dyn Status) -> Bytes {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Last { at, took, text }) = &*last
+            && *took >= SLOW
+            && at.elapsed() < *took * REST
+        {
+            return text.clone();
+        }
+        let began = Instant::now();
+        let text = Bytes::from(with_process(&status.metrics()));
+        *last = Some(Last { at: Instant::now(), took: began.elapsed(), text: text.clone() });
+        text
+    }
+}
+
+fn answer(method: &Method, path: &str, status: &dyn Status, made: &Made) -> Response<Full<Bytes>> {
     if method != Method::GET && method != Method::HEAD {
         return text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".to_owned());
     }
@@ -160,7 +191,7 @@ fn answer(method: &Method, path: &str, status: &dyn Status) -> Response<Full<Byt
         "/live" => verdict(status.live()),
         "/ready" => verdict(status.ready()),
         METRICS => {
-            let mut response = text(StatusCode::OK, with_process(&status.metrics()));
+            let mut response = text(StatusCode::OK, made.metrics(status));
             response.headers_mut().insert(
                 CONTENT_TYPE,
                 HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8"),
@@ -183,8 +214,8 @@ fn verdict(result: Result<(), CheckError>) -> Response<Full<Bytes>> {
     }
 }
 
-fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
@@ -290,6 +321,38 @@ mod tests {
         fn metrics(&self) -> String {
             "# x\n".repeat(4 << 20)
         }
+    }
+
+    /// Metrics that take long to make.
+    struct Slow(std::sync::atomic::AtomicUsize);
+
+    impl Status for Slow {
+        fn live(&self) -> Result<(), CheckError> {
+            Ok(())
+        }
+
+        fn ready(&self) -> Result<(), CheckError> {
+            Ok(())
+        }
+
+        fn metrics(&self) -> String {
+            std::thread::sleep(Duration::from_millis(50));
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            "# EOF\n".to_owned()
+        }
+    }
+
+    #[test]
+    fn metrics_take_a_part_of_the_time_however_often_they_are_asked_for() {
+        let (slow, made, began) = (Slow(0.into()), Made::default(), Instant::now());
+        let mut asked = 0_u32;
+        while began.elapsed() < Duration::from_millis(600) {
+            assert!(made.metrics(&slow).ends_with(b"# EOF\n"));
+            asked += 1;
+        }
+        // Each took 50 ms at least, and ten times as long passed before the next.
+        let times = slow.0.into_inner();
+        assert!((1..=2).contains(&times) && asked > 2, "{times} times for {asked}");
     }
 
     /// Callers that ask for metrics and do not read them: for one more the oldest goes, and who reads gets all.
