@@ -413,13 +413,11 @@ fn remember_client(connection: &dyn Any, extensions: &mut Extensions) {
     {
         tracing::debug!(%error, "a connection may wait for ever for its reader");
     }
-    let identity = stream
-        .and_then(|stream| stream.get_ref().1.peer_certificates()?.first())
-        .and_then(|leaf| {
-            ConnectionIdentity::of(leaf)
-                .inspect_err(|error| tracing::warn!(%error, "a client certificate identifies nobody"))
-                .ok()
-        });
+    let identity = stream.and_then(|stream| stream.get_ref().1.peer_certificates()?.first()).and_then(|leaf| {
+        ConnectionIdentity::of(leaf)
+            .inspect_err(|error| tracing::warn!(%error, "a client certificate identifies nobody"))
+            .ok()
+    });
     extensions.insert(identity);
 }
 

@@ -140,7 +140,9 @@ impl Connections {
 
     /// A connection is going to get metrics.
     fn gets_metrics(&mut self, id: u64) {
-        self.metrics.retain(|other| *other != id && self.open.iter().any(|(open, handle)| open == other && !handle.is_finished()));
+        self.metrics.retain(|other| {
+            *other != id && self.open.iter().any(|(open, handle)| open == other && !handle.is_finished())
+        });
         self.metrics.push_back(id);
         if self.metrics.len() > MAX_METRICS
             && let Some(oldest) = self.metrics.pop_front()

@@ -77,6 +77,7 @@ impl Signer {
             limit: RateLimit::new(0),
             lists: Quota::new("lists", 4, 32),
             watches: Quota::new("watches", 4, 32),
+            bodies: Quota::new("bodies", 4, 32),
             metrics: Metrics::default(),
         };
         Self { server: Data::new(server), _files: files, created: 0 }

@@ -12,8 +12,13 @@ const MOST: usize = 64 * 1024;
 /// Containers that the pod names as etcd's, as many as it may, each with hosts that no certificate will hold.
 fn members(review: &mut Value) {
     let names: Vec<String> = (0..64).map(|n| format!("c{n}")).collect();
-    let command = json!(["etcd", "--listen-client-urls=https://a.test:2379", "--advertise-client-urls=https://b.test:2379",
-        "--listen-peer-urls=http://c.test:2380", "--initial-advertise-peer-urls=https://d.test:2380"]);
+    let command = json!([
+        "etcd",
+        "--listen-client-urls=https://a.test:2379",
+        "--advertise-client-urls=https://b.test:2379",
+        "--listen-peer-urls=http://c.test:2380",
+        "--initial-advertise-peer-urls=https://d.test:2380"
+    ]);
     let pod = &mut review["request"]["object"];
     pod["metadata"]["annotations"] = json!({"etcd-tls.dev/containers": names.join(",")});
     pod["spec"]["containers"] =
@@ -74,7 +79,8 @@ async fn what_is_said_of_a_pod_is_short_however_long_its_names_are() {
     // The same of a workload's template, of which it only warns.
     let mut review = review();
     members(&mut review);
-    let template = json!({"metadata": review["request"]["object"]["metadata"], "spec": review["request"]["object"]["spec"]});
+    let template =
+        json!({"metadata": review["request"]["object"]["metadata"], "spec": review["request"]["object"]["spec"]});
     review["request"]["resource"] = json!({"group": "apps", "version": "v1", "resource": "statefulsets"});
     review["request"]["object"] =
         json!({"kind": "StatefulSet", "spec": {"serviceName": "x".repeat(2 * LONG), "template": template}});

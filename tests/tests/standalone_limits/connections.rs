@@ -130,7 +130,8 @@ async fn connections_without_tls_hold_up_nobody() {
     let mut signer = Signer::new(&[]);
     // On one processor there is one worker, which takes 256 handshakes at once by default.
     let allowed = fs::read_to_string("/proc/self/status").expect("this process");
-    let first = allowed.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")?.trim().split([',', '-']).next());
+    let first =
+        allowed.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")?.trim().split([',', '-']).next());
     let program = signer.command(&signer.dir.join("csrs"), signer.port);
     let mut command = Command::new("taskset");
     command.args(["-c", first.expect("a processor")]).arg(program.get_program()).args(program.get_args());

@@ -60,7 +60,7 @@ pub async fn handle(request: HttpRequest, mut payload: web::Payload, server: web
         }
         error.response()
     });
-    if answer.status() == StatusCode::UNAUTHORIZED || !has_credential(&request) {
+    if answer.status() == StatusCode::UNAUTHORIZED || !(server.auth.takes_anybody() || has_credential(&request)) {
         // Whoever may not call, or only asks how the signer is, keeps no connection.
         answer.head_mut().set_connection_type(ConnectionType::Close);
     }
