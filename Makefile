@@ -26,7 +26,7 @@ build bench: export AWS_LC_SYS_NO_JITTER_ENTROPY = 1
 # half a MiB of the sidecar's memory. The C library reads that form since 2.36.
 STATIC = -C target-feature=+crt-static $(shell printf '2.36\n%s\n' "$$(getconf GNU_LIBC_VERSION 2>/dev/null | cut -d' ' -f2)" | sort -CV && echo -C link-arg=-Wl,-z,pack-relative-relocs)
 
-.PHONY: help demo test check deny fuzz build bench images dist etcd clean
+.PHONY: help demo test check deny scripts fuzz build bench images dist etcd clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,7 +43,7 @@ test: etcd ## everything that this machine can test, and one line for each thing
 	@tests/summary.sh $(TARGET)/test.log || status=1
 	@exit $$status
 
-check: deny ## formatting, lints and dependencies
+check: deny scripts ## formatting, lints, dependencies and scripts
 	@$(CARGO) fmt --all --check
 	@$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	@$(CARGO) clippy --locked -p etcd-tls-webhook --lib -- -D warnings # as it is shipped, without the feature traces
@@ -54,6 +54,12 @@ deny: ## the dependencies against deny.toml
 	@$(CARGO) deny --offline --log-level error check licenses bans sources
 	@if timeout 60 $(CARGO) deny --log-level off fetch db >/dev/null 2>&1; then $(CARGO) deny --log-level error check advisories
 	else echo "SKIPPED cargo deny, advisories: their database cannot be fetched; enable with a network that reaches it"; fi
+
+# Warnings and errors: what is only advice differs between versions of shellcheck. A test does the same with the workflows' scripts and
+# the recipes here.
+scripts: ## shell scripts, by shellcheck
+	@if ! command -v shellcheck >/dev/null; then echo "SKIPPED shellcheck: not installed; enable with: apt-get install shellcheck"; exit 0; fi
+	@git grep -lzE '^#!/usr/bin/env bash$$' | xargs -0 shellcheck --external-sources --source-path=SCRIPTDIR --severity=warning
 
 # Seconds for each target; TARGETS="review csr" for some alone.
 FUZZ_SECONDS ?= 60
@@ -81,7 +87,7 @@ images: ## both images, by $(BUILDER)
 DIST ?= $(TARGET)/dist
 dist: ## pack a release into $(TARGET)/dist: programs, images, install.yaml, chart, SBOMs, checksums
 	@bin=$$(mktemp -d); trap 'rm -rf "$$bin"' EXIT
-	export ARCH=$(ARCH) CARGO=$(CARGO) BIN=$$bin
+	export ARCH="$(ARCH)" CARGO="$(CARGO)" BIN=$$bin
 	STATIC="$(STATIC)" dist/build.sh "$$bin"
 	dist/dist.sh $(DIST)
 	echo "in $(DIST):"; ls $(DIST)

@@ -68,12 +68,12 @@ begin() { # COMMAND...: its lane's number is in $lane
 signal() { # SIGNAL: to every lane; fails where none is left
   local lane any=1
   for lane in "${lanes[@]}"; do kill -s "$1" -- "-$lane" 2> /dev/null && any=0; done
-  return $any
+  return "$any"
 }
 stop() { # STATUS
   trap '' INT TERM
   # One that a test has stopped takes SIGTERM only when it goes on.
-  signal TERM && signal CONT || exit "$1"
+  { signal TERM && signal CONT; } || exit "$1"
   for _ in {1..50}; do signal 0 || exit "$1"; sleep 0.2; done
   signal KILL || true
   exit "$1"

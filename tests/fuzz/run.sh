@@ -27,7 +27,10 @@ W
 chmod +x "$wrapper"
 RUSTC_WORKSPACE_WRAPPER=$(realpath "$wrapper") cargo build --locked -q --profile "$profile" -p tests --features fuzz --bin fuzz
 folder=$profile; [ "$profile" != dev ] || folder=debug
-[ $# -gt 0 ] || set -- $(cd "$here" && printf '%s\n' */ | tr -d /)
+if [ $# = 0 ]; then
+  mapfile -t names < <(cd "$here" && printf '%s\n' */ | tr -d /)
+  set -- "${names[@]}"
+fi
 fuzz() {
   local name=$1 status=0
   mkdir -p "$work/$name"

@@ -4,7 +4,12 @@
 use std::{collections::BTreeSet, fs, process::Command};
 
 use serde_json::Value;
-use tests::{process::run, repository, temp::TempDir, tier};
+use tests::{
+    process::{run, which},
+    repository,
+    temp::TempDir,
+    tier,
+};
 
 /// The workflow's jobs, by name.
 fn jobs(name: &str) -> serde_json::Map<String, Value> {
@@ -75,6 +80,39 @@ fn workflows_have_steps_that_can_run() {
         }
     }
     assert!(scripts > 8, "{scripts} scripts");
+}
+
+/// The scripts, those in the steps of workflows, and the recipes of make.
+#[test]
+fn shellcheck_warns_of_no_script() {
+    if which("shellcheck").is_none() {
+        return tier::skip_special("no shellcheck", "apt-get install shellcheck");
+    }
+    let make = || {
+        let mut command = Command::new("make");
+        command.arg("-C").arg(repository());
+        command
+    };
+    run(make().arg("scripts"));
+    let directory = TempDir::new("scripts");
+    let (mut all, mut steps) = (Vec::new(), 0);
+    for workflow in ["ci.yml", "release.yml"] {
+        let jobs = jobs(workflow);
+        let of = |job: &Value| job["steps"].as_array().cloned().unwrap_or_default();
+        for script in jobs.values().flat_map(of).filter_map(|step| step["run"].as_str().map(str::to_owned)) {
+            steps += 1;
+            // As GitHub runs them.
+            all.push(directory.write(format!("{workflow}-{steps}"), format!("#!/bin/bash -e\n{script}\n")));
+        }
+    }
+    assert!(steps > 8, "{steps} scripts of workflows");
+    let makefile = fs::read_to_string(repository().join("Makefile")).expect("Makefile");
+    let targets = makefile.lines().find_map(|line| line.strip_prefix(".PHONY: ")).expect("the targets");
+    for target in targets.split(' ') {
+        let recipe = run(make().args(["--silent", "--dry-run", target]));
+        all.push(directory.write(format!("make-{target}"), format!("#!/bin/bash -eu\n{recipe}\n")));
+    }
+    run(Command::new("shellcheck").arg("--severity=warning").args(all));
 }
 
 /// The tests of a whole cluster find all of its images there.
