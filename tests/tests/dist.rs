@@ -22,6 +22,8 @@ use tests::{
 mod pages;
 #[path = "dist/programs.rs"]
 mod programs;
+#[path = "dist/runtimes.rs"]
+mod runtimes;
 #[path = "dist/workflows.rs"]
 mod workflows;
 

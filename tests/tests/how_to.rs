@@ -342,6 +342,14 @@ async fn an_uninstall_leaves_what_the_page_says_and_nothing_else() {
         process.terminate(LIMIT).await;
     }
     step(&installation, "kubectl delete clusterrolebindings").expect("delete more bindings");
+    // docs/upgrade.md, after a rollback to a version without them: nobody makes or removes them any more.
+    let readers = || {
+        let all = installation.api.kubectl(&["get", "roles,rolebindings", "-A", "-o", "name"]);
+        all.lines().filter(|line| line.ends_with("/etcd-tls-trust-reader")).count()
+    };
+    assert_eq!(readers(), 2, "a Role and its binding are left for the pod that opted in by its own label");
+    shell(&installation.api, &home, &command("upgrade.md", "for kind in rolebindings roles")).expect("delete readers");
+    assert_eq!(readers(), 0);
     assert_eq!(left_over(&installation.api), Vec::<String>::new());
     // 4. The bundles.
     let bundles = ["get", "configmaps", "-A", "-o", "name"];
