@@ -136,6 +136,13 @@ fn a_release_is_packed_to_the_same_bytes() {
         assert_eq!(sha256(&first[*name]), *sum, "{name}");
     }
 
+    for section in ["Without a registry, or without a network", "A release"] {
+        let block = tests::pages::blocks("install.md", section).remove(0);
+        let line = block.lines().next().expect("a command");
+        assert!(line.starts_with("sha256sum --check "), "{line}");
+        run(Command::new("bash").args(["-c", line]).current_dir(&packed[0]));
+    }
+
     let of = |what: &str| {
         let found = first.keys().find(|name| name.starts_with(what) && name.ends_with(".oci.tar"));
         packed[0].join(found.unwrap_or_else(|| panic!("no {what}: {:?}", first.keys())))

@@ -50,6 +50,13 @@ fn commands(section: &str) -> Vec<String> {
     found
 }
 
+/// The command in the steps of a page that begins so.
+fn step(page: &str, beginning: &str) -> String {
+    let text = fs::read_to_string(repository().join("docs").join(page)).expect("the page");
+    let found = text.lines().map(str::trim).find(|line| line.starts_with(beginning));
+    found.unwrap_or_else(|| panic!("{page} has no command {beginning}")).to_owned()
+}
+
 /// Whether it can be typed here.
 fn is_here(command: &str) -> bool {
     !NOT_HERE.iter().any(|beginning| command.starts_with(beginning))
@@ -95,7 +102,11 @@ async fn the_commands_for_clusters_do_what_the_page_says() {
             }
         }
     }
+    // docs/upgrade.md, step 3, as far as nobody has to make pods.
+    let restart = step("upgrade.md", "kubectl -n my-namespace rollout restart");
+    said += &bash(directory.path(), &path, Some(&installation.api.kubeconfig), &restart);
     for text in [
+        "statefulset.apps/etcd restarted",
         "namespace/my-namespace labeled",
         "statefulset.apps/etcd created",
         "etcd-client ",

@@ -323,6 +323,8 @@ async fn kubernetes_deletes_old_requests(lab: &Lab, signed: &str) {
     let certificate = &template["status"]["certificate"];
     let mut all = vec![
         ("signed".to_owned(), 2, json!({"conditions": with("Approved", 2), "certificate": certificate}), false),
+        ("denied".to_owned(), 2, json!({"conditions": with("Denied", 2)}), false),
+        ("failed".to_owned(), 2, json!({"conditions": with("Failed", 2)}), false),
         ("younger".to_owned(), 23, json!({}), true),
         ("reviewed".to_owned(), 25, json!({"conditions": with(names::REVIEWED_CONDITION, 25)}), true),
         ("approved".to_owned(), 25, json!({"conditions": with("Approved", 25)}), true),
