@@ -45,6 +45,12 @@ async fn status_shows_each_pod_and_names_the_rights_that_are_missing() {
     assert!(none.status.success() && none.stdout.is_empty(), "{none:?}");
     assert!(text(&none.stderr).contains("no pod of namespace web has opted in"), "{none:?}");
 
+    let typo = status(&kubeconfig, &["-n", "wbe", "-o", "json"]);
+    assert_eq!(typo.status.code(), Some(1), "{typo:?}");
+    assert!(text(&typo.stderr).contains("there is no namespace wbe"), "{typo:?}");
+    let shown: Value = serde_json::from_slice(&typo.stdout).expect("JSON");
+    assert_eq!(shown["pods"], json!([]));
+
     // The API server's proxy dials no loopback address.
     let ip: IpAddr = own_address().expect("the installation has one");
     let programs = [("app", which("true").expect("true"))];
@@ -118,6 +124,16 @@ async fn status_shows_each_pod_and_names_the_rights_that_are_missing() {
     assert_eq!(text(&output.stdout), "pod/app-1\npod/app-0\n", "{output:?}");
     assert_eq!(output.status.code(), Some(4), "{output:?}");
     on_a_terminal(&kubeconfig);
+
+    // One that was evicted, or whose node is gone.
+    installation.api.pod("web", client_pod("app-2")).await.expect("create a pod");
+    let failed = r#"{"status": {"phase": "Failed", "reason": "Evicted"}}"#;
+    installation.api.kubectl(&["-n", "web", "patch", "pod", "app-2", "--subresource=status", "--type=merge", "-p", failed]);
+    let mut check = Command::new(binary("etcd-tls-webhook"));
+    let output = check.args(["check", "pod", "web/app-2"]).env("KUBECONFIG", &kubeconfig).output().expect("run check");
+    let out = text(&output.stdout);
+    assert!(output.status.code() == Some(3) && out.contains("it has ended (Failed)") && !out.contains("sidecar"), "{out}");
+    assert!(!text(&status(&kubeconfig, &["-n", "web", "-o", "name"]).stdout).contains("app-2"));
     drop(pod);
     let output = status(&kubeconfig, &["-n", "web"]);
     let out = text(&output.stdout);

@@ -7,6 +7,7 @@ use std::{
     net::{Ipv4Addr, TcpListener, TcpStream},
     path::Path,
     process::{Command, Output},
+    sync::Arc,
     time::Duration,
 };
 
@@ -16,20 +17,25 @@ use tests::{process::binary, temp::TempDir};
 /// The title of a window, a cleared screen by C0 and by C1, a deletion, text from right to left and apart, and a line of its own.
 const HOSTILE: &str = "\u{1b}]0;x\u{7}\u{1b}[2J\u{9b}2J\u{7f}\u{8}\u{202e}\u{2066}\u{2069}\u{200b}HOSTILE\r\nforged";
 
+#[path = "terminal/mistakes.rs"]
+mod mistakes;
+
 /// Answers every request of one command line after the other, until the test's process ends.
-fn serve(answer: fn(&str, &str) -> (u16, String)) -> String {
+fn serve(answer: impl Fn(&str, &str) -> (u16, String) + Send + Sync + 'static) -> String {
+    let answer = Arc::new(answer);
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            std::thread::spawn(move || exchange(stream, answer));
+            let answer = Arc::clone(&answer);
+            std::thread::spawn(move || exchange(stream, &*answer));
         }
     });
     url
 }
 
 /// One request and its answer. A command that has gone is no failure.
-fn exchange(mut stream: TcpStream, answer: fn(&str, &str) -> (u16, String)) -> std::io::Result<()> {
+fn exchange(mut stream: TcpStream, answer: &dyn Fn(&str, &str) -> (u16, String)) -> std::io::Result<()> {
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
     let (mut bytes, mut part) = (Vec::new(), [0; 4096]);
     let head = loop {

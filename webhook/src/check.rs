@@ -89,8 +89,9 @@ enum What {
     },
     /// Check one pod: admission, requests, certificates, etcd.
     Pod {
-        /// The name of the pod.
-        name: String,
+        /// The pod, as <name> or <namespace>/<name>.
+        #[arg(value_name = "[NAMESPACE/]NAME")]
+        name: pod::Named,
         /// The namespace of the pod. Default: the one of the kubeconfig's context.
         #[arg(short, long, value_name = "NAME", value_parser = operator::namespace)]
         namespace: Option<String>,
@@ -118,8 +119,12 @@ impl Args {
         let Self { what, namespace, pre, form, cluster, plain_text } = self;
         let (findings, form) = match what {
             Some(What::Pod { name, namespace, form, cluster }) => {
+                let pod::Named { namespace: of_name, name } = name;
+                if of_name.is_some() && namespace.is_some() && of_name != namespace {
+                    return Err("the name of the pod and --namespace name two namespaces".into());
+                }
                 let (client, default) = cluster.connect().await?;
-                (pod::look(&client, &namespace.unwrap_or(default), &name).await?, form)
+                (pod::look(&client, &of_name.or(namespace).unwrap_or(default), &name).await?, form)
             }
             Some(What::Namespace { name, form, cluster }) => {
                 let name = match name {

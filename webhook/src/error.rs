@@ -1,6 +1,6 @@
 //! The error of a subcommand.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 /// Ends a subcommand; `main` prints it with all its causes.
 ///
@@ -50,6 +50,22 @@ pub struct NotInTime {
     pub after: Duration,
     /// The open items, with their known facts.
     pub pending: Vec<String>,
+}
+
+/// An error of a file or folder that it does not name itself.
+#[derive(Debug, thiserror::Error)]
+#[error("{name}")]
+pub struct OfFile {
+    name: String,
+    #[source]
+    cause: Error,
+}
+
+impl OfFile {
+    /// Names the file at `path`.
+    pub fn new(path: &Path, cause: impl Into<Error>) -> Self {
+        Self { name: path.display().to_string(), cause: cause.into() }
+    }
 }
 
 /// An error with its causes.

@@ -43,6 +43,22 @@ pub fn exit(error: &(dyn std::error::Error + 'static)) -> Exit {
     Exit::Failure
 }
 
+/// True if the reader of the output has gone, such as `head`: there is nothing to say to anybody.
+pub fn nobody_reads(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        // A connection can break, too.
+        if error.is::<ApiServerError>() {
+            return false;
+        }
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            return io.kind() == std::io::ErrorKind::BrokenPipe;
+        }
+        cause = error.source();
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -63,6 +79,10 @@ mod tests {
         assert_eq!(exit(&Above(io(std::io::ErrorKind::AddrInUse))), Exit::Unavailable);
         assert_eq!(exit(&Above(Box::new(ApiServerError::Timeout))), Exit::Unavailable);
         assert_eq!(exit(&Above(Box::new(NotSeen("text".to_owned())))), Exit::Unknown);
+        let of_file = crate::error::OfFile::new("f".as_ref(), std::io::Error::from(std::io::ErrorKind::NotFound));
+        assert_eq!(exit(&of_file), Exit::InputOutput);
+        assert!(nobody_reads(&Above(io(std::io::ErrorKind::BrokenPipe))));
+        assert!(!nobody_reads(&of_file) && !nobody_reads(&Above("text".into())));
         assert_eq!(exit(&NotInTime { after: Duration::ZERO, pending: Vec::new() }), Exit::TryAgain);
     }
 }

@@ -6,13 +6,13 @@
 
 use std::{
     io::{Read, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use serde_json::Value;
 
 use crate::{
-    error::Error,
+    error::{Error, OfFile},
     injected::InjectedArgs,
     injection::{
         self, HostPaths,
@@ -155,7 +155,7 @@ impl Args {
         let mut out = String::new();
         for filename in &filenames {
             let name = filename.display();
-            let text = read(filename).map_err(|e| format!("{name}: {e}"))?;
+            let text = read(filename)?;
             match inject_documents(&text, &options, &templates, true) {
                 Ok(injected) => {
                     documents::join(&mut out, &injected.text);
@@ -197,7 +197,7 @@ fn judge(filenames: &[PathBuf], options: &Options) -> Result<(), Error> {
     let mut all = dry_run::Report::default();
     for filename in filenames {
         let name = filename.display();
-        let text = read(filename).map_err(|e| format!("{name}: {e}"))?;
+        let text = read(filename)?;
         let report = dry_run::judge(&text, options).map_err(|e| format!("{name}: {e}"))?;
         all.judged += report.judged;
         all.refused.extend(report.refused);
@@ -213,24 +213,27 @@ fn judge(filenames: &[PathBuf], options: &Options) -> Result<(), Error> {
     Ok(())
 }
 
-#[allow(clippy::print_stderr)] // The command's own words to its user; standard output is the manifest.
+/// Says them to the user: standard output is the manifest.
 fn warn(warnings: &[String]) {
     for warning in warnings {
-        eprintln!("Warning: {}", plain(warning));
+        let _ = writeln!(std::io::stderr(), "Warning: {}", plain(warning));
     }
 }
 
-fn read(filename: &PathBuf) -> Result<String, Error> {
+fn read(filename: &Path) -> Result<String, OfFile> {
+    let of = |cause: Error| OfFile::new(filename, cause);
     let mut bytes = Vec::new();
-    if filename.as_os_str() == "-" {
-        std::io::stdin().lock().take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    let input: std::io::Result<Box<dyn Read>> = if filename.as_os_str() == "-" {
+        Ok(Box::new(std::io::stdin().lock()))
     } else {
-        std::fs::File::open(filename)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
-    }
+        std::fs::File::open(filename).map(|file| Box::new(file) as Box<dyn Read>)
+    };
+    let read = input.and_then(|input| input.take(MAX_BYTES + 1).read_to_end(&mut bytes));
+    read.map_err(|error| of(error.into()))?;
     if bytes.len() as u64 > MAX_BYTES {
-        return Err("larger than 64 MiB".into());
+        return Err(of("larger than 64 MiB".into()));
     }
-    Ok(String::from_utf8(bytes).map_err(|_| "not UTF-8")?)
+    String::from_utf8(bytes).map_err(|_| of("not UTF-8".into()))
 }
 
 /// Injects into every pod and pod template of `text`.

@@ -1,12 +1,12 @@
 //! The binary: reads the command line, runs one subcommand, and turns its error into a line and an exit code.
 
-use std::process::ExitCode;
+use std::{io::Write as _, process::ExitCode};
 
 use etcd_tls_telemetry::exit::Exit;
 use etcd_tls_webhook::{
     cli::{self, Cli},
     error::with_causes,
-    exit::exit,
+    exit::{exit, nobody_reads},
     operator::plain_lines,
 };
 
@@ -16,15 +16,17 @@ fn main() -> ExitCode {
     match Cli::read(arguments).run() {
         Ok(()) => Exit::Success.into(),
         Err(error) => {
-            report(name, &*error);
+            if !nobody_reads(&*error) {
+                report(name, &*error);
+            }
             exit(&*error).into()
         }
     }
 }
 
 /// Says the error and everything that caused it, safe for a terminal.
-#[allow(clippy::print_stderr)] // A command's error belongs on its standard error at every log level.
 fn report(name: &str, error: &(dyn std::error::Error + 'static)) {
     // The API server, a pod or an object of somebody else may have written parts of it.
-    eprintln!("{name}: {}", plain_lines(&with_causes(error)));
+    // A command's error belongs on its standard error at every log level, and on nothing else where that is closed.
+    let _ = writeln!(std::io::stderr(), "{name}: {}", plain_lines(&with_causes(error)));
 }

@@ -3,6 +3,8 @@
 
 use std::io::{self, Write as _};
 
+pub(crate) mod trust_map;
+
 use etcd_tls_contract::{encoding::hex, names};
 use kube::{Client, Config, config::KubeConfigOptions};
 

@@ -10,7 +10,7 @@ use std::{
 
 use clap_complete::Shell;
 
-use crate::error::Error;
+use crate::error::{Error, OfFile};
 
 /// The arguments of `completion`.
 #[derive(clap::Args, Debug)]
@@ -106,8 +106,10 @@ impl ManArgs {
     /// # Errors
     /// The directory or a page cannot be written.
     pub fn run(&self, command: clap::Command) -> Result<(), Error> {
-        fs::create_dir_all(&self.directory)?;
-        clap_mangen::generate_to(command, &self.directory)?;
+        let written = fs::create_dir_all(&self.directory);
+        written
+            .and_then(|()| clap_mangen::generate_to(command, &self.directory))
+            .map_err(|error| OfFile::new(&self.directory, error))?;
         Ok(())
     }
 }

@@ -59,7 +59,7 @@ use nix::sys::socket::{setsockopt, sockopt::TcpUserTimeout};
 use tokio::time;
 
 use crate::{
-    error::Error,
+    error::{Error, OfFile},
     platform::{
         essential::essential,
         file_watch::FileWatch,
@@ -286,7 +286,7 @@ impl Args {
         }
         let policy = match &policy {
             Some(file) => {
-                let text = fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
+                let text = fs::read_to_string(file).map_err(|e| OfFile::new(file, e))?;
                 let policy = Policy::parse(&text)?;
                 if !policy.namespace_uids.is_empty() {
                     return Err("--policy: namespaceUids: a standalone signer knows no namespaces".into());

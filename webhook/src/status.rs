@@ -108,6 +108,11 @@ impl Args {
             out.write_all(text.as_bytes())?;
             out.flush()?;
             drop(out);
+            if let Some(namespace) = namespace.as_ref().filter(|_| rows.is_empty() && !self.watch)
+                && gather::is_missing(&client, namespace).await
+            {
+                return Err(format!("there is no namespace {namespace}; kubectl get namespaces shows all").into());
+            }
             if rows.is_empty() {
                 operator::note(&namespace.as_ref().map_or_else(
                     || "no pod of any namespace has opted in".to_owned(),

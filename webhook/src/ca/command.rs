@@ -33,7 +33,7 @@ use crate::{
         authority::Authority,
         issue::{Leaf, issue},
     },
-    error::Error,
+    error::{Error, OfFile},
 };
 
 /// The lifetime of a CA that is generated here.
@@ -309,7 +309,7 @@ const fn authority_domain(role: Role) -> Domain {
 }
 
 fn load(certificate: &Path, key: &Path, now: SystemTime) -> Result<Authority, Error> {
-    let read = |path: &Path| fs::read(path).map_err(|e| format!("{}: {e}", path.display()));
+    let read = |path: &Path| fs::read(path).map_err(|e| OfFile::new(path, e));
     let key = Zeroizing::new(read(key)?);
     Ok(Authority::load(&read(certificate)?, &key, now).map_err(|e| format!("{}: {e}", certificate.display()))?)
 }
@@ -322,7 +322,7 @@ fn write_files(dir: &Path, issued: &Issued) -> Result<(), Error> {
 }
 
 fn make_dir(dir: &Path) -> Result<(), Error> {
-    DirBuilder::new().mode(0o700).recursive(true).create(dir).map_err(|e| format!("{}: {e}", dir.display()).into())
+    DirBuilder::new().mode(0o700).recursive(true).create(dir).map_err(|e| OfFile::new(dir, e).into())
 }
 
 /// Writes a file that is not there yet.
@@ -334,11 +334,10 @@ fn write_new(path: &Path, mode: u32, content: &[u8]) -> Result<(), Error> {
     };
     write().map_err(|e| match e.kind() {
         ErrorKind::AlreadyExists => {
-            format!("{} is there already and is not written over; move it away", path.display())
+            format!("{} is there already and is not written over; move it away", path.display()).into()
         }
-        _ => format!("{}: {e}", path.display()),
-    })?;
-    Ok(())
+        _ => Error::from(OfFile::new(path, e)),
+    })
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! One pod: admission, its requests, its certificates, its etcd.
 
-use std::time::SystemTime;
+use std::{str::FromStr, time::SystemTime};
 
-use etcd_tls_contract::names;
+use etcd_tls_contract::{invalid_value::InvalidValue, names};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client};
 
@@ -19,6 +19,28 @@ const SEE_REQUESTS: &str = "docs/check.md#requests";
 const SEE_REVOCATION: &str = "docs/revocation.md#limits";
 const SEE_CERTIFICATES: &str = "docs/check.md#certificates";
 
+/// A pod on a command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Named {
+    /// Its namespace, where the name has one.
+    pub(super) namespace: Option<String>,
+    /// Its name.
+    pub(super) name: String,
+}
+
+impl FromStr for Named {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let (namespace, name) = text.split_once('/').map_or((None, text), |(of, name)| (Some(of), name));
+        if namespace.is_none_or(names::is_dns_label) && names::is_dns_subdomain(name) {
+            Ok(Self { namespace: namespace.map(str::to_owned), name: name.to_owned() })
+        } else {
+            Err("is neither the name of a pod nor <namespace>/<name>".into())
+        }
+    }
+}
+
 /// Looks at the pod `name`.
 ///
 /// # Errors
@@ -30,6 +52,7 @@ pub(super) async fn look(client: &Client, namespace: &str, name: &str) -> Result
         status::OnePod::Missing => {
             vec![Finding::bad(State::Failing, subject, "there is no such pod", pods(), SEE_ADMISSION)]
         }
+        status::OnePod::Ended { phase } => vec![ended(subject, &phase, &describe(namespace, name))],
         status::OnePod::Other { label } => {
             let labelled = label.is_some();
             let of_namespace = if labelled { Ok(None) } else { namespace_label(client, namespace).await };
@@ -43,6 +66,19 @@ pub(super) async fn look(client: &Client, namespace: &str, name: &str) -> Result
             all
         }
     })
+}
+
+fn describe(namespace: &str, name: &str) -> String {
+    format!("kubectl -n {namespace} describe pod {name}")
+}
+
+/// A pod that runs no container any more.
+fn ended(subject: String, phase: &str, describe: &str) -> Finding {
+    let reason = format!("it has ended ({phase}), and needs no certificate any more");
+    match phase {
+        "Succeeded" => Finding::ok(subject, reason, SEE_ADMISSION),
+        _ => Finding::bad(State::Attention, subject, reason, describe, SEE_ADMISSION),
+    }
 }
 
 /// The namespace's label; an error says which right is missing.
@@ -106,7 +142,7 @@ fn findings(namespace: &str, name: &str, report: &PodReport, now: SystemTime) ->
             all.push(Finding::ok("revocation", reason, SEE_REVOCATION));
         }
     }
-    let describe = format!("kubectl -n {namespace} describe pod {name}");
+    let describe = describe(namespace, name);
     for warning in &report.warnings {
         let reason = format!("admission warned: {warning}");
         all.push(Finding::bad(State::Attention, &subject, reason, &describe, SEE_ADMISSION));
@@ -165,6 +201,23 @@ fn findings(namespace: &str, name: &str, report: &PodReport, now: SystemTime) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pod_is_named_with_or_without_its_namespace() {
+        let of = |text: &str| text.parse::<Named>().map(|named| (named.namespace, named.name)).ok();
+        assert_eq!(of("etcd-0"), Some((None, "etcd-0".to_owned())));
+        assert_eq!(of("prod/etcd-0"), Some((Some("prod".to_owned()), "etcd-0".to_owned())));
+        for other in ["", "etcd_0", "Etcd-0", "pod/prod/etcd-0", "/etcd-0", "prod/", "etcd-0?x=y", ".."] {
+            assert_eq!(of(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_pod_that_has_ended_is_not_said_to_lack_a_sidecar() {
+        let of = |phase: &str| ended("pod a/b".to_owned(), phase, "describe");
+        assert_eq!((of("Succeeded").state, of("Failed").state), (State::Ok, State::Attention));
+        assert!(of("Failed").reason.contains("has ended (Failed)"), "{:?}", of("Failed"));
+    }
 
     #[test]
     fn a_pod_that_is_not_served_is_told_why() {

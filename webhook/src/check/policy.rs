@@ -6,7 +6,10 @@ use etcd_tls_contract::{names, policy::Policy};
 use k8s_openapi::api::core::v1::ConfigMap;
 
 use super::finding::{APPLY, Finding};
-use crate::{error::Error, status::State};
+use crate::{
+    error::{Error, OfFile},
+    status::State,
+};
 
 pub(super) const SUBJECT: &str = "policy";
 pub(super) const SEE: &str = "docs/check.md#policy";
@@ -34,7 +37,7 @@ pub(super) fn judge_config_map(found: Option<&ConfigMap>) -> Finding {
 /// # Errors
 /// The file cannot be read.
 pub(super) fn of_file(path: &Path) -> Result<Finding, Error> {
-    let text = std::fs::read_to_string(path)?;
+    let text = std::fs::read_to_string(path).map_err(|error| OfFile::new(path, error))?;
     Ok(judge_text(&path.display().to_string(), &text))
 }
 

@@ -29,7 +29,7 @@ impl UninjectArgs {
         let (mut problems, mut out) = (Vec::new(), String::new());
         for filename in &self.filenames {
             let name = filename.display();
-            let text = read(filename).map_err(|e| format!("{name}: {e}"))?;
+            let text = read(filename)?;
             match uninject(&text) {
                 Ok(text) => documents::join(&mut out, &text),
                 Err(InjectError(found)) => problems.extend(found.iter().map(|problem| format!("{name}: {problem}"))),

@@ -13,11 +13,11 @@ use kube::{Api, Client};
 
 use super::{
     Action, STANDALONE_ANNOTATION, Selector, cut, renewed,
-    signer::{Signer, look},
+    signer::Signer,
 };
 use crate::{
     error::{Error, NotSeen},
-    operator::{self, Cluster, say},
+    operator::{self, Cluster, say, trust_map},
     rollover::rfc3339,
     status,
 };
@@ -83,7 +83,7 @@ impl Args {
         let (client, _) = at.connect().await?;
         let api: Api<ConfigMap> = Api::namespaced(client.clone(), &cluster.namespace);
         let name = cluster.trust_config_map(&cluster.namespace);
-        let before = look(&api, &name).await?;
+        let before = trust_map::read(&api, &name).await?;
         let Some(selector) = serial.or(pod).or(user) else { return say(&lists(&cluster, &before)) };
         // Every authority is asked, also one without a list: it says why it has none.
         let trusted = |domain: &Domain| before.data.as_ref().is_some_and(|data| data.contains_key(domain.trust_key()));
@@ -121,7 +121,7 @@ impl Args {
         say(EFFECT)?;
         let mut results = vec![refused];
         if cut {
-            let lists = published(&look(&api, &name).await?);
+            let lists = published(&trust_map::read(&api, &name).await?);
             let numbers = lists.into_iter().map(|(domain, list)| (domain, list.number())).collect();
             results.push(cut::cut(&client, &cluster, &numbers, timeout).await);
         } else {

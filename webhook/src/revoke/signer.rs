@@ -4,18 +4,13 @@ use std::{collections::BTreeMap, time::Duration};
 
 use etcd_tls_contract::{crl::Reason, names, role::Domain};
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::{
-    Api,
-    api::{Patch, PatchParams},
-};
-use serde_json::json;
+use kube::Api;
 use tokio::time::{Instant, sleep};
 
 use super::{Action, InUse, MOST_IN_USE, Report, Request, Selector, request_annotation, status_annotation};
 use crate::{
-    controller::client,
     error::Error,
-    operator::{request_id, say},
+    operator::{request_id, say, trust_map},
 };
 
 /// How long to wait for the signer's answer: a new leader waits for the Lease, and half a minute for what the one before issued.
@@ -48,11 +43,10 @@ impl Signer<'_> {
             Request { action, id: request_id()?, selector: self.selector.clone(), reason: self.reason, until };
         let annotations: BTreeMap<String, String> =
             self.domains.iter().map(|domain| (request_annotation(*domain), request.to_string())).collect();
-        let patch = json!({"metadata": {"annotations": annotations}});
-        client::within(self.api.patch(self.name, &PatchParams::default(), &Patch::Merge(patch))).await?;
+        trust_map::annotate(self.api, self.name, annotations).await?;
         let began = Instant::now();
         while began.elapsed() < PATIENCE {
-            if let Some(said) = answered(&look(self.api, self.name).await?, self.domains, &request, self.force) {
+            if let Some(said) = answered(&trust_map::read(self.api, self.name).await?, self.domains, &request, self.force) {
                 return Ok(said);
             }
             sleep(POLL).await;
@@ -65,19 +59,6 @@ impl Signer<'_> {
         )
         .into())
     }
-}
-
-/// The trust ConfigMap.
-///
-/// # Errors
-/// It cannot be read, or is not there.
-pub(super) async fn look(api: &Api<ConfigMap>, name: &str) -> Result<ConfigMap, Error> {
-    client::within(api.get_opt(name)).await?.ok_or_else(|| {
-        format!(
-            "there is no ConfigMap {name} in this namespace: no pod of this cluster has opted in, or the signer is away"
-        )
-        .into()
-    })
 }
 
 /// The signer's answers to one request, or to several in sequence.

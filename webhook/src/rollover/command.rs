@@ -12,11 +12,7 @@ use etcd_tls_contract::{
     role::Domain,
 };
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::{
-    Api,
-    api::{Patch, PatchParams},
-};
-use serde_json::json;
+use kube::Api;
 use tokio::time::{Instant, sleep};
 
 use super::{
@@ -24,9 +20,8 @@ use super::{
     watch::{Progress, is_over},
 };
 use crate::{
-    controller::client,
-    error::Error,
-    operator::{Cluster, note, request_id, say},
+    error::{Error, with_causes},
+    operator::{Cluster, note, request_id, say, trust_map},
     screen,
 };
 
@@ -105,9 +100,8 @@ impl Args {
             }
         }
         let request = Request { action, id: request_id()? };
-        let asked = domains.iter().map(|domain| (request_annotation(*domain), json!(request.to_string())));
-        let patch = json!({"metadata": {"annotations": asked.collect::<serde_json::Map<_, _>>()}});
-        client::within(trust.api.patch(&trust.name, &PatchParams::default(), &Patch::Merge(patch))).await?;
+        let asked = domains.iter().map(|domain| (request_annotation(*domain), request.to_string()));
+        trust_map::annotate(&trust.api, &trust.name, asked.collect()).await?;
         let mut refusals = Vec::new();
         let mut accepted = Vec::new();
         let mut failures = Vec::new();
@@ -175,11 +169,7 @@ impl Trust {
     /// The report on each of `wanted` that has one.
     async fn reports(&self, wanted: &[Domain]) -> Result<Vec<(Domain, Report)>, Error> {
         let name = &self.name;
-        let object = client::within(self.api.get_opt(name)).await?.ok_or_else(|| {
-            format!(
-                "there is no ConfigMap {name} in this namespace: no pod of this cluster has opted in, or the signer is away"
-            )
-        })?;
+        let object = trust_map::read(&self.api, name).await?;
         let annotations = object.metadata.annotations.unwrap_or_default();
         let mut reports = Vec::new();
         for domain in wanted {
@@ -253,7 +243,7 @@ impl Trust {
                     followed = left;
                 }
                 Err(error) => {
-                    let text = error.to_string();
+                    let text = with_causes(&*error);
                     if failed.as_ref() != Some(&text) {
                         note(&format!("{text}; trying again"))?;
                     }

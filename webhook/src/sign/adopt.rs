@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     controller::client::within,
-    error::{Error, with_causes},
+    error::{Error, OfFile, with_causes},
     operator::{Cluster, Refused, Right, say},
     rollover::rfc3339,
 };
@@ -179,11 +179,11 @@ impl Args {
         let Self { cluster, filename, from, from_uid, share, at } = self;
         let text = if filename.as_os_str() == "-" {
             let mut text = String::new();
-            io::stdin().read_to_string(&mut text)?;
-            text
+            io::stdin().read_to_string(&mut text).map(|_| text)
         } else {
-            fs::read_to_string(&filename)?
+            fs::read_to_string(&filename)
         };
+        let text = text.map_err(|error| OfFile::new(&filename, error))?;
         let from = from.unwrap_or_else(|| cluster.clone());
         let now = SystemTime::now();
         let found = choose(&text, &filename.display().to_string(), &from, from_uid.as_deref(), now)?;

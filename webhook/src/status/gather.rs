@@ -15,7 +15,7 @@ use etcd_tls_contract::{
 use futures::{StreamExt as _, stream};
 use k8s_openapi::api::{
     certificates::v1::CertificateSigningRequest,
-    core::v1::{ConfigMap, ContainerStatus, Pod},
+    core::v1::{ConfigMap, ContainerStatus, Namespace, Pod},
 };
 use kube::{Api, Client, api::ListParams};
 use serde::de::DeserializeOwned;
@@ -107,6 +107,11 @@ pub(crate) enum OnePod {
         /// The value of the label `etcd-tls`.
         label: Option<String>,
     },
+    /// It has ended, and needs no certificate any more.
+    Ended {
+        /// `Succeeded` or `Failed`.
+        phase: String,
+    },
     /// Its report.
     OptedIn(Box<PodReport>),
 }
@@ -142,6 +147,9 @@ pub(crate) async fn pod(client: &Client, namespace: &str, name: &str) -> Result<
     let found = within(api.get_opt(name)).await.map_err(|e| Right::new("get", "pods", Some(namespace)).refused(e))?;
     let Some(found) = found else { return Ok(OnePod::Missing) };
     let label = found.metadata.labels.as_ref().and_then(|labels| labels.get(names::LABEL).cloned());
+    if let Some(phase) = ended(&found) {
+        return Ok(OnePod::Ended { phase: phase.to_owned() });
+    }
     let Some(listed) = Listed::of(found) else { return Ok(OnePod::Other { label }) };
     let uid = listed.uid.clone();
     let pods = [listed];
@@ -208,10 +216,10 @@ impl Listed {
     fn of(pod: Pod) -> Option<Self> {
         let settings = Settings::parse(&pod.metadata.annotations.clone().unwrap_or_default());
         let ports = settings.as_ref().map(|settings| lists::ports(&pod, settings)).unwrap_or_default();
-        let status = pod.status.unwrap_or_default();
-        if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+        if ended(&pod).is_some() {
             return None;
         }
+        let status = pod.status.unwrap_or_default();
         let (labels, annotations) =
             (pod.metadata.labels.unwrap_or_default(), pod.metadata.annotations.unwrap_or_default());
         let spec = pod.spec.unwrap_or_default();
@@ -278,6 +286,11 @@ impl Listed {
     }
 }
 
+/// The phase of a pod that has ended.
+fn ended(pod: &Pod) -> Option<&str> {
+    pod.status.as_ref()?.phase.as_deref().filter(|phase| matches!(*phase, "Succeeded" | "Failed"))
+}
+
 /// Why a container does not run, if it does not.
 fn trouble(status: &ContainerStatus) -> Option<String> {
     let state = status.state.as_ref()?;
@@ -319,6 +332,12 @@ async fn all<K: Clone + DeserializeOwned + std::fmt::Debug>(
 /// The pods that have opted in or were injected.
 async fn pods(client: &Client, namespace: Option<&str>) -> Result<Vec<Listed>, Refused> {
     Ok(opted_in(client, namespace).await?.into_iter().filter_map(Listed::of).collect())
+}
+
+/// True if it is known that there is no such namespace.
+pub(super) async fn is_missing(client: &Client, namespace: &str) -> bool {
+    let api: Api<Namespace> = Api::all(client.clone());
+    matches!(within(api.get_metadata_opt(namespace)).await, Ok(None))
 }
 
 /// The pods that have opted in or were injected, of `namespace` or of all.

@@ -1,0 +1,304 @@
+//! What an operator gets who has no kubeconfig, the wrong one, a server that is away or is none, too few rights, or a name with a
+//! mistake: a reason that says what to correct, the exit code of docs/exit-codes.md, and no panic.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::Write as _,
+    net::{Ipv4Addr, TcpListener},
+    process::{Command, Stdio},
+    sync::{Arc, Mutex},
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde_json::json;
+use tests::{pki::Ca, ports, process::binary, temp::TempDir};
+
+use super::{kubeconfig, labelled, run, serve, status};
+
+/// Each of an operator's commands that asks the API server.
+const COMMANDS: [&[&str]; 13] = [
+    &["status"],
+    &["status", "-A", "-o", "json"],
+    &["check"],
+    &["check", "--pre"],
+    &["check", "pod", "etcd-0"],
+    &["check", "namespace", "prod"],
+    &["renew", "prod/etcd-0"],
+    &["renew", "prod/etcd-0", "--wait", "--timeout=1s"],
+    &["revoke", "prod/etcd", "--list"],
+    &["revoke", "prod/etcd", "--serial=4f0a", "--at-once"],
+    &["rollover", "prod/etcd"],
+    &["rollover", "prod/etcd", "--status"],
+    &["adopt", "prod/etcd", "-f", "BACKUP"],
+];
+
+/// The command, where a file stands for `BACKUP`.
+fn words<'a>(command: &[&'a str], backup: &'a str) -> Vec<&'a str> {
+    command.iter().map(|word| if *word == "BACKUP" { backup } else { word }).collect()
+}
+
+#[test]
+fn a_server_that_cannot_be_used_is_named() {
+    let dir = TempDir::new("mistakes");
+    let file = usable_backup(&dir);
+    let closed = format!("http://127.0.0.1:{}", ports::loopback());
+    let hangs_up = {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 999\r\n\r\n{\"kind\":");
+            }
+        });
+        url
+    };
+    let page = serve(|_, _| (200, "<html>not an API server</html>".to_owned()));
+    let busy = serve(|_, _| status(503));
+    for (what, url) in [("closed", closed), ("hangs up", hangs_up), ("a page", page), ("busy", busy)] {
+        let config = kubeconfig(&dir, "kubeconfig", &url);
+        for command in COMMANDS {
+            let output = run(&config, &words(command, &file));
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            let all = format!("{what}: {command:?}: {output:?}");
+            // `check` says of each thing that it could not be seen.
+            let unseen = command[0] == "check" && output.status.code() == Some(4);
+            assert!(output.status.code() == Some(69) || unseen, "{all}");
+            assert!(!said.contains("panicked") && said.starts_with("etcd-tls-webhook: "), "{all}");
+            if what == "closed" {
+                let text = said + &String::from_utf8_lossy(&output.stdout);
+                assert!(text.contains(url.trim_start_matches("http://")), "which server: {all}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_kubeconfig_that_cannot_be_used_is_named() {
+    let dir = TempDir::new("mistakes");
+    let file = usable_backup(&dir);
+    let of = |name: &str, value: serde_json::Value| dir.write(name, value.to_string());
+    let cluster = json!([{"name": "t", "cluster": {"server": "https://127.0.0.1:1", "certificate-authority": "/nonexistent/ca.crt"}}]);
+    let context = json!([{"name": "t", "context": {"cluster": "t", "user": "t"}}]);
+    let no_authority = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "t", "clusters": cluster,
+        "users": [{"name": "t", "user": {}}], "contexts": context,
+    });
+    let mut dangling = no_authority.clone();
+    dangling["current-context"] = "gone".into();
+    let cases = [
+        (dir.join("none"), "none"),
+        (dir.write("broken", "kind: ["), "broken"),
+        (of("no-authority", no_authority), "/nonexistent/ca.crt"),
+        (of("dangling", dangling), "gone"),
+    ];
+    for (config, named) in cases {
+        for command in COMMANDS {
+            let output = run(&config, &words(command, &file));
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(78), "{command:?}: {output:?}");
+            assert!(said.contains(named) && said.contains("kubeconfig"), "{named}: {command:?}: {output:?}");
+        }
+    }
+    let config = kubeconfig(&dir, "kubeconfig", "http://127.0.0.1:1");
+    for command in COMMANDS {
+        let output = run(&config, &[&words(command, &file)[..], &["--context=production"]].concat());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(78), "{command:?}: {output:?}");
+        assert!(said.contains("production"), "{command:?}: {output:?}");
+    }
+}
+
+/// The right that a call needs, as `kubectl auth can-i` names it; `None` for what everybody may read.
+fn right(method: &str, path: &str) -> Option<String> {
+    let path = path.split('?').next()?;
+    let (group, rest) = match path.strip_prefix("/api/v1/") {
+        Some(rest) => ("", rest),
+        None => {
+            let (group, rest) = path.strip_prefix("/apis/")?.split_once('/')?;
+            (group, rest.split_once('/')?.1)
+        }
+    };
+    let mut parts: Vec<&str> = rest.split('/').collect();
+    if parts.len() > 2 && parts[0] == "namespaces" {
+        parts.drain(..2);
+    }
+    let mut resource = parts[0].to_owned();
+    if !group.is_empty() {
+        resource += &format!(".{group}");
+    }
+    if let Some(subresource) = parts.get(2) {
+        resource += &format!("/{subresource}");
+    }
+    let verb = match (method, parts.len()) {
+        ("GET", 1) => "list",
+        ("GET", _) => "get",
+        ("POST", _) => "create",
+        ("PATCH", _) => "patch",
+        (other, _) => panic!("{other} {path}"),
+    };
+    Some(format!("{verb} {resource}"))
+}
+
+/// Each call of each command is refused in turn, and all others are answered.
+#[test]
+fn each_missing_right_is_named() {
+    let dir = TempDir::new("mistakes");
+    let file = usable_backup(&dir);
+    let (refused, asked) = (Arc::new(Mutex::new(String::new())), Arc::new(Mutex::new(BTreeSet::new())));
+    let url = {
+        let (refused, asked) = (Arc::clone(&refused), Arc::clone(&asked));
+        serve(move |method, path| {
+            let Some(right) = right(method, path) else { return status(404) };
+            asked.lock().expect("a lock").insert(right.clone());
+            if *refused.lock().expect("a lock") == right { status(403) } else { answer(method, path) }
+        })
+    };
+    let config = kubeconfig(&dir, "kubeconfig", &url);
+    let mut tried = BTreeSet::new();
+    for command in COMMANDS {
+        // A request to a signer that is not there: only what comes before is of interest, and the call itself.
+        let waits = ["rollover", "revoke"].contains(&command[0]) && !["--list", "--status"].iter().any(|flag| command.contains(flag));
+        let needed: BTreeSet<String> = if waits {
+            BTreeSet::from(["get configmaps".to_owned(), "patch configmaps".to_owned()])
+        } else {
+            asked.lock().expect("a lock").clear();
+            run(&config, &words(command, &file));
+            std::mem::take(&mut *asked.lock().expect("a lock"))
+        };
+        assert!(!needed.is_empty(), "{command:?} asks for nothing");
+        for right in needed {
+            right.clone_into(&mut refused.lock().expect("a lock"));
+            let output = run(&config, &words(command, &file));
+            let all: String =
+                [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).concat();
+            let (verb, resource) = right.split_once(' ').expect("a right");
+            // pods.group/proxy is written pods/proxy.
+            assert!(all.contains(&format!("{verb} {resource}")), "{command:?} lacks {right}: {output:?}");
+            assert!(all.contains("your account lacks th"), "{command:?} lacks {right}: {output:?}");
+            assert!(matches!(output.status.code(), Some(3 | 4 | 77)), "{command:?} lacks {right}: {output:?}");
+            tried.insert(right);
+        }
+        refused.lock().expect("a lock").clear();
+    }
+    assert!(tried.len() > 20, "{tried:?}");
+}
+
+/// [`labelled`], a namespace that has opted in, and what an authorizer says.
+fn answer(method: &str, path: &str) -> (u16, String) {
+    let resource = path.split('?').next().unwrap_or(path);
+    if resource.ends_with("accessreviews") {
+        return (201, json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": {}, "status": {"allowed": true}}).to_string());
+    }
+    if resource == "/api/v1/namespaces/prod" {
+        let metadata = json!({"name": "prod", "uid": "u", "resourceVersion": "1", "labels": {"etcd-tls": "dynamic"}});
+        return (200, json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}).to_string());
+    }
+    labelled(method, path)
+}
+
+/// A backup with a CA of the cluster, with which `adopt` gets as far as the API server.
+fn usable_backup(dir: &TempDir) -> String {
+    let ca = Ca::new("peers");
+    let annotations =
+        json!({"etcd-tls.dev/signer": "peer.etcd-tls.dev/prod.etcd", "etcd-tls.dev/namespace-uid": "before"});
+    let secret = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "ca", "annotations": annotations},
+        "data": {"tls.crt": STANDARD.encode(&ca.pem), "tls.key": STANDARD.encode(&ca.key_pem)},
+    });
+    dir.write("backup.json", secret.to_string()).display().to_string()
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let dir = TempDir::new("mistakes");
+    let none = dir.join("none.yaml").display().to_string();
+    let folder = dir.path().display().to_string();
+    dir.write("file", "");
+    let below = dir.join("file/below").display().to_string();
+    let config = kubeconfig(&dir, "kubeconfig", "http://127.0.0.1:1");
+    let issue = ["issue", "--cluster=etcd", "--member=etcd-0", "--cacrt", &none, "--cakey", &none];
+    for (named, command) in [
+        (&none, &["inject", "-f", &none][..]),
+        (&folder, &["inject", "-f", &folder]),
+        (&none, &["inject", "--dry-run", "-f", &none]),
+        (&none, &["uninject", "-f", &none]),
+        (&none, &["check", "policy", "-f", &none]),
+        (&folder, &["check", "policy", "-f", &folder]),
+        (&none, &["adopt", "prod/etcd", "-f", &none]),
+        (&none, &issue),
+        (&below, &["issue", "--cluster=etcd", "--member=etcd-0", "--ca-dir", &below]),
+        (&below, &["man", &below]),
+    ] {
+        let output = run(&config, command);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(74), "{command:?}: {output:?}");
+        assert!(said.contains(named.as_str()), "{command:?}: {output:?}");
+    }
+    // Not text.
+    fs::write(dir.join("binary"), b"\xff\xfe").expect("write");
+    let binary = dir.join("binary").display().to_string();
+    let output = run(&config, &["inject", "-f", &binary]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains(&format!("{binary}: not UTF-8")), "{output:?}");
+}
+
+#[test]
+fn a_name_with_a_mistake_is_a_mistake_of_the_command_line() {
+    let dir = TempDir::new("mistakes");
+    let config = kubeconfig(&dir, "kubeconfig", "http://127.0.0.1:1");
+    for command in [
+        &["status", "-n", "my_namespace"] as &[&str],
+        &["status", "-n", "prod/etcd"],
+        &["check", "-n", "Prod"],
+        &["check", "pod", "Etcd-0"],
+        &["check", "pod", "etcd-0/log"],
+        &["check", "pod", "etcd-0?watch=true"],
+        &["check", "namespace", "prod/"],
+        &["renew", "etcd-0"],
+        &["renew", "prod/etcd_0"],
+        &["renew", "prod/etcd-0/x"],
+        &["revoke", "etcd", "--list"],
+        &["revoke", "prod/etcd", "--serial=xyz"],
+        &["revoke", "prod/etcd", "--pod=a/b/c"],
+        &["rollover", "prod"],
+        &["rollover", "prod/etcd", "--domain=peers"],
+        &["status", "--interval=0s"],
+        &["status", "-o", "xml"],
+        &["renew", "prod/etcd-0", "--timeout=1m"],
+        &["stauts"],
+    ] {
+        let output = run(&config, command);
+        assert_eq!(output.status.code(), Some(2), "{command:?}: {output:?}");
+        assert!(output.stdout.is_empty() && output.stderr.starts_with(b"error: "), "{command:?}: {output:?}");
+    }
+    let output = run(&config, &["check", "pod", "prod/etcd-0", "-n", "web"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("two namespaces"), "{output:?}");
+}
+
+/// As behind `head`, which has read enough.
+#[test]
+fn a_closed_output_is_no_panic() {
+    let dir = TempDir::new("mistakes");
+    let file = usable_backup(&dir);
+    let config = kubeconfig(&dir, "kubeconfig", &serve(answer));
+    let manifest = tests::repository().join("manifests/examples/cluster/etcd.yaml").display().to_string();
+    let offline: [&[&str]; 4] =
+        [&["completion", "bash"], &["inject", "-f", &manifest], &["inject", "--policy"], &["--help"]];
+    let asking = COMMANDS.into_iter().filter(|command| !["rollover", "revoke"].contains(&command[0]));
+    for command in asking.chain(offline) {
+        for both in [false, true] {
+            let mut child = Command::new(binary("etcd-tls-webhook"));
+            child.args(words(command, &file)).env_clear().env("KUBECONFIG", &config).env("HOME", "/nonexistent");
+            child.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut child = child.spawn().expect("run");
+            drop(child.stdout.take());
+            if both {
+                drop(child.stderr.take());
+            }
+            let output = child.wait_with_output().expect("its end");
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(!said.contains("panicked") && !said.contains("roken pipe"), "{command:?}: {output:?}");
+            assert!(output.status.code().is_some_and(|code| code != 101), "{command:?}: {output:?}");
+        }
+    }
+}
