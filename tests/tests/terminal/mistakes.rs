@@ -4,13 +4,21 @@
 use std::{
     collections::BTreeSet,
     fs,
-    io::Write as _,
+    io::{BufRead as _, BufReader, Write as _},
     net::{Ipv4Addr, TcpListener},
+    os::unix::process::ExitStatusExt as _,
     process::{Command, Stdio},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::json;
 use tests::{pki::Ca, ports, process::binary, temp::TempDir};
 
@@ -301,4 +309,34 @@ fn a_closed_output_is_no_panic() {
             assert!(output.status.code().is_some_and(|code| code != 101), "{command:?}: {output:?}");
         }
     }
+}
+
+/// While the API server is away, what was shown stays, and the reason is said once; Ctrl-C ends it at once.
+#[test]
+fn status_watches_until_it_is_interrupted() {
+    let dir = TempDir::new("mistakes");
+    let away = Arc::new(AtomicBool::new(false));
+    let url = {
+        let away = Arc::clone(&away);
+        serve(move |method, path| if away.load(Ordering::Relaxed) { status(503) } else { answer(method, path) })
+    };
+    let mut child = Command::new(binary("etcd-tls-webhook"));
+    child.args(["status", "--watch", "--interval=1s", "-o", "name"]).env_clear();
+    child.env("KUBECONFIG", kubeconfig(&dir, "kubeconfig", &url)).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = child.spawn().expect("run");
+    let mut shown = BufReader::new(child.stdout.take().expect("its output")).lines();
+    let mut noted = BufReader::new(child.stderr.take().expect("its errors")).lines();
+    let mut next = || shown.next().expect("a line").expect("text");
+    assert_eq!((next(), next()), ("pod/etcd-0".to_owned(), "pod/etcd-0".to_owned()));
+    away.store(true, Ordering::Relaxed);
+    let note = noted.find(|line| line.as_ref().is_ok_and(|line| line.ends_with("; trying again")));
+    let note = note.expect("a note").expect("text");
+    assert!(note.starts_with("cannot list pods in namespace prod"), "{note}");
+    away.store(false, Ordering::Relaxed);
+    // What the pipe still holds from before, and then another.
+    (0..4).for_each(|_| assert_eq!(next(), "pod/etcd-0"));
+    let pid = Pid::from_raw(i32::try_from(child.id()).expect("a process id"));
+    kill(pid, Signal::SIGINT).expect("interrupt it");
+    let ended = child.wait().expect("its end");
+    assert_eq!(ended.signal(), Some(Signal::SIGINT as i32), "docs/exit-codes.md: shells show 130");
 }
