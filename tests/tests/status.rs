@@ -142,10 +142,15 @@ async fn status_shows_each_pod_and_names_the_rights_that_are_missing() {
 
 /// What a command writes to a terminal of so many columns, its lines' ends as they were.
 fn terminal(kubeconfig: &Path, columns: u16, command: &str) -> String {
+    terminal_with(kubeconfig, columns, command, ("TERM", "xterm"))
+}
+
+/// The same, with another variable.
+fn terminal_with(kubeconfig: &Path, columns: u16, command: &str, (name, value): (&str, &str)) -> String {
     let mut script = Command::new("script");
     let line = format!("stty cols {columns} -onlcr; {} {command}", binary("etcd-tls-webhook").display());
     script.args(["-qec", &line, "/dev/null"]).env("KUBECONFIG", kubeconfig);
-    script.env("TERM", "xterm").env_remove("COLUMNS").env_remove("NO_COLOR");
+    script.env("TERM", "xterm").env_remove("COLUMNS").env_remove("NO_COLOR").env(name, value);
     text(&script.stdin(std::process::Stdio::null()).output().expect("run script").stdout)
 }
 
@@ -157,6 +162,10 @@ fn on_a_terminal(kubeconfig: &Path) {
     let table = terminal(kubeconfig, 200, "status -n web");
     assert!(table.contains("\u{1b}[32mok\u{1b}[0m") && table.contains("\u{1b}[35munknown\u{1b}[0m"), "{table:?}");
     assert!(table.lines().any(|line| line.chars().count() > 66), "{table}");
+    for plain in [("NO_COLOR", "1"), ("TERM", "dumb")] {
+        let table = terminal_with(kubeconfig, 200, "status -n web", plain);
+        assert!(table.contains("app-0") && !table.contains('\u{1b}'), "{plain:?}: {table:?}");
+    }
     for (columns, command) in [
         (66, "status -n web"),
         (80, "status -n web -o wide"),

@@ -22,7 +22,7 @@ use nix::{
 use serde_json::json;
 use tests::{pki::Ca, ports, process::binary, temp::TempDir};
 
-use super::{kubeconfig, labelled, run, serve, status};
+use super::{kubeconfig, labelled, run, serve};
 
 /// Each of an operator's commands that asks the API server.
 const COMMANDS: [&[&str]; 13] = [
@@ -40,6 +40,12 @@ const COMMANDS: [&[&str]; 13] = [
     &["rollover", "prod/etcd", "--status"],
     &["adopt", "prod/etcd", "-f", "BACKUP"],
 ];
+
+/// An error of an API server.
+fn refusal(code: u16) -> (u16, String) {
+    let status = json!({"apiVersion": "v1", "kind": "Status", "status": "Failure", "code": code, "reason": "Test", "message": "no"});
+    (code, status.to_string())
+}
 
 /// The command, where a file stands for `BACKUP`.
 fn words<'a>(command: &[&'a str], backup: &'a str) -> Vec<&'a str> {
@@ -62,7 +68,7 @@ fn a_server_that_cannot_be_used_is_named() {
         url
     };
     let page = serve(|_, _| (200, "<html>not an API server</html>".to_owned()));
-    let busy = serve(|_, _| status(503));
+    let busy = serve(|_, _| refusal(503));
     for (what, url) in [("closed", closed), ("hangs up", hangs_up), ("a page", page), ("busy", busy)] {
         let config = kubeconfig(&dir, "kubeconfig", &url);
         for command in COMMANDS {
@@ -157,9 +163,9 @@ fn each_missing_right_is_named() {
     let url = {
         let (refused, asked) = (Arc::clone(&refused), Arc::clone(&asked));
         serve(move |method, path| {
-            let Some(right) = right(method, path) else { return status(404) };
+            let Some(right) = right(method, path) else { return refusal(404) };
             asked.lock().expect("a lock").insert(right.clone());
-            if *refused.lock().expect("a lock") == right { status(403) } else { answer(method, path) }
+            if *refused.lock().expect("a lock") == right { refusal(403) } else { answer(method, path) }
         })
     };
     let config = kubeconfig(&dir, "kubeconfig", &url);
@@ -318,7 +324,7 @@ fn status_watches_until_it_is_interrupted() {
     let away = Arc::new(AtomicBool::new(false));
     let url = {
         let away = Arc::clone(&away);
-        serve(move |method, path| if away.load(Ordering::Relaxed) { status(503) } else { answer(method, path) })
+        serve(move |method, path| if away.load(Ordering::Relaxed) { refusal(503) } else { answer(method, path) })
     };
     let mut child = Command::new(binary("etcd-tls-webhook"));
     child.args(["status", "--watch", "--interval=1s", "-o", "name"]).env_clear();
