@@ -80,10 +80,13 @@ pub enum RenewError {
         /// The roles that were named.
         roles: BTreeSet<Role>,
     },
+    /// Its roles are not known.
+    #[error("the annotations of pod {0} cannot be read; etcd-tls-webhook check pod {0} names the mistakes")]
+    Unreadable(String),
     /// The annotation does not reach the sidecar.
     #[error(
-        "pod {0} does not bring the annotation to its sidecar: an earlier version injected into it, or it is a static pod; \
-         delete it, so that it is made anew"
+        "pod {0} does not bring the annotation to a sidecar: it has none, an earlier version injected into it, or it is a static \
+         pod; delete it, so that it is made anew"
     )]
     Blind(String),
     /// kubelet alone renews.

@@ -126,8 +126,9 @@ pub(super) fn split(
     }
     let (mut chosen, mut blind) = (Vec::new(), Vec::new());
     for pod in meant {
-        let Some(settings) = settings(pod) else { continue };
         let name = pod.metadata.name.clone().unwrap_or_default();
+        // Only the name of a pod means one whose cluster is not known.
+        let settings = settings(pod).ok_or_else(|| RenewError::Unreadable(target.to_string()))?;
         let held: BTreeSet<Role> =
             settings.roles.iter().copied().filter(|role| roles.is_empty() || roles.contains(role)).collect();
         if held.is_empty() {
@@ -218,6 +219,14 @@ mod tests {
         keeps.metadata.annotations.as_mut().unwrap().insert("etcd-tls.dev/key-rotation".into(), "on-ca-change".into());
         let chosen = choose(&[keeps], &"prod/etcd-0".parse().unwrap(), None, &BTreeSet::new()).unwrap();
         assert!(chosen[0].gives_new_key().unwrap_err().to_string().contains("keeps its private key"));
+    }
+
+    #[test]
+    fn a_pod_whose_annotations_cannot_be_read_says_so() {
+        let mut odd = pod("etcd-0", "etcd", "peer", true);
+        odd.metadata.annotations.as_mut().unwrap().insert("etcd-tls.dev/roles".into(), "peeer".into());
+        let said = chosen(&[odd, pod("etcd-1", "etcd", "peer", true)], "prod/etcd-0", None, &[]).unwrap_err();
+        assert!(said.contains("annotations of pod prod/etcd-0 cannot be read"), "{said}");
     }
 
     #[test]
