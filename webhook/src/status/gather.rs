@@ -15,7 +15,7 @@ use etcd_tls_contract::{
 use futures::{StreamExt as _, stream};
 use k8s_openapi::api::{
     certificates::v1::CertificateSigningRequest,
-    core::v1::{ConfigMap, ContainerStatus, Namespace, Pod},
+    core::v1::{ConfigMap, ContainerStatus, Namespace, Pod, PodStatus},
 };
 use kube::{Api, Client, api::ListParams};
 use serde::de::DeserializeOwned;
@@ -220,6 +220,7 @@ impl Listed {
             return None;
         }
         let status = pod.status.unwrap_or_default();
+        let unscheduled = unscheduled(&status);
         let (labels, annotations) =
             (pod.metadata.labels.unwrap_or_default(), pod.metadata.annotations.unwrap_or_default());
         let spec = pod.spec.unwrap_or_default();
@@ -240,7 +241,7 @@ impl Listed {
                 settings,
                 injected,
                 ports,
-                trouble: statuses.filter_map(|status| trouble(&status)).collect(),
+                trouble: unscheduled.into_iter().chain(statuses.filter_map(|status| trouble(&status))).collect(),
                 warnings: warnings.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default(),
                 sidecar: Ok(Sidecar::default()),
                 rollovers: BTreeMap::new(),
@@ -289,6 +290,14 @@ impl Listed {
 /// The phase of a pod that has ended.
 fn ended(pod: &Pod) -> Option<&str> {
     pod.status.as_ref()?.phase.as_deref().filter(|phase| matches!(*phase, "Succeeded" | "Failed"))
+}
+
+/// Why no node runs a pod, if none does.
+fn unscheduled(status: &PodStatus) -> Option<String> {
+    let mut conditions = status.conditions.iter().flatten();
+    let condition = conditions.find(|condition| condition.type_ == "PodScheduled" && condition.status == "False")?;
+    let why = condition.message.as_deref().or(condition.reason.as_deref()).unwrap_or("no reason is given");
+    Some(format!("no node runs it: {}", why.trim()))
 }
 
 /// Why a container does not run, if it does not.
@@ -478,6 +487,19 @@ mod tests {
             let ended = json!({"metadata": metadata(dynamic.clone()), "spec": sidecar, "status": {"phase": phase}});
             assert!(of(ended).is_none());
         }
+    }
+
+    #[test]
+    fn a_pod_that_no_node_runs_says_why() {
+        let pod = |scheduled: &str| {
+            let why = "0/3 nodes are available";
+            let conditions = json!([{"type": "PodScheduled", "status": scheduled, "reason": "Unschedulable", "message": why}]);
+            let metadata = json!({"name": "etcd-0", "labels": {"etcd-tls": "dynamic"}});
+            let status = json!({"phase": "Pending", "conditions": conditions});
+            of(json!({"metadata": metadata, "spec": {"containers": []}, "status": status})).unwrap().seen.trouble
+        };
+        assert_eq!(pod("False"), ["no node runs it: 0/3 nodes are available"]);
+        assert_eq!(pod("True"), [""; 0]);
     }
 
     #[test]
