@@ -3,6 +3,7 @@
 //! ```text
 //! gather    what the API server and the sidecars say
 //! proxy     a sidecar's port, through the API server
+//! trouble   why a pod does not run; pure
 //! metrics   a sidecar's metrics, read
 //! lists     members whose etcd does not look at the revocation list; pure
 //! rows      what is said of each pod; pure
@@ -27,6 +28,7 @@ mod metrics;
 pub(crate) mod proxy;
 mod render;
 mod rows;
+mod trouble;
 
 pub(crate) use gather::{OnePod, PodReport, namespace, opted_in, pod};
 pub(crate) use lists::{sentence, unlisted, without_list};

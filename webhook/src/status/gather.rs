@@ -15,7 +15,7 @@ use etcd_tls_contract::{
 use futures::{StreamExt as _, stream};
 use k8s_openapi::api::{
     certificates::v1::CertificateSigningRequest,
-    core::v1::{ConfigMap, ContainerStatus, Namespace, Pod, PodStatus},
+    core::v1::{ConfigMap, Namespace, Pod},
 };
 use kube::{Api, Client, api::ListParams};
 use serde::de::DeserializeOwned;
@@ -25,6 +25,7 @@ use super::{
     metrics::Sidecar,
     proxy::ask,
     rows::{Finding, PodSeen, RequestSeen, RoleRow, State, Unseen},
+    trouble,
 };
 use crate::{
     controller::client::{ApiServerError, within},
@@ -147,7 +148,7 @@ pub(crate) async fn pod(client: &Client, namespace: &str, name: &str) -> Result<
     let found = within(api.get_opt(name)).await.map_err(|e| Right::new("get", "pods", Some(namespace)).refused(e))?;
     let Some(found) = found else { return Ok(OnePod::Missing) };
     let label = found.metadata.labels.as_ref().and_then(|labels| labels.get(names::LABEL).cloned());
-    if let Some(phase) = ended(&found) {
+    if let Some(phase) = trouble::ended(&found) {
         return Ok(OnePod::Ended { phase: phase.to_owned() });
     }
     let Some(listed) = Listed::of(found) else { return Ok(OnePod::Other { label }) };
@@ -216,11 +217,10 @@ impl Listed {
     fn of(pod: Pod) -> Option<Self> {
         let settings = Settings::parse(&pod.metadata.annotations.clone().unwrap_or_default());
         let ports = settings.as_ref().map(|settings| lists::ports(&pod, settings)).unwrap_or_default();
-        if ended(&pod).is_some() {
+        if trouble::ended(&pod).is_some() {
             return None;
         }
-        let status = pod.status.unwrap_or_default();
-        let unscheduled = unscheduled(&status);
+        let trouble = trouble::of(&pod.status.unwrap_or_default());
         let (labels, annotations) =
             (pod.metadata.labels.unwrap_or_default(), pod.metadata.annotations.unwrap_or_default());
         let spec = pod.spec.unwrap_or_default();
@@ -231,7 +231,6 @@ impl Listed {
             return None;
         }
         let warnings = annotations.get(names::WARNINGS_ANNOTATION);
-        let statuses = status.init_container_statuses.into_iter().chain(status.container_statuses).flatten();
         let uid = pod.metadata.uid.unwrap_or_default();
         Some(Self {
             uid,
@@ -241,7 +240,7 @@ impl Listed {
                 settings,
                 injected,
                 ports,
-                trouble: unscheduled.into_iter().chain(statuses.filter_map(|status| trouble(&status))).collect(),
+                trouble,
                 warnings: warnings.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default(),
                 sidecar: Ok(Sidecar::default()),
                 rollovers: BTreeMap::new(),
@@ -285,40 +284,6 @@ impl Listed {
         }
         rollovers
     }
-}
-
-/// The phase of a pod that has ended.
-fn ended(pod: &Pod) -> Option<&str> {
-    pod.status.as_ref()?.phase.as_deref().filter(|phase| matches!(*phase, "Succeeded" | "Failed"))
-}
-
-/// Why no node runs a pod, if none does.
-fn unscheduled(status: &PodStatus) -> Option<String> {
-    let mut conditions = status.conditions.iter().flatten();
-    let condition = conditions.find(|condition| condition.type_ == "PodScheduled" && condition.status == "False")?;
-    let why = condition.message.as_deref().or(condition.reason.as_deref()).unwrap_or("no reason is given");
-    Some(format!("no node runs it: {}", why.trim()))
-}
-
-/// Why a container does not run, if it does not.
-fn trouble(status: &ContainerStatus) -> Option<String> {
-    let state = status.state.as_ref()?;
-    let waiting = state.waiting.as_ref()?;
-    let reason = waiting.reason.as_deref().unwrap_or("no reason is given");
-    // Containers that wait for those before them.
-    if matches!(reason, "PodInitializing") {
-        return None;
-    }
-    let mut text = format!("container {} waits: {reason}", status.name);
-    for more in [waiting.message.as_deref(), last_words(status)].into_iter().flatten() {
-        text += ": ";
-        text += more.trim();
-    }
-    Some(text)
-}
-
-fn last_words(status: &ContainerStatus) -> Option<&str> {
-    status.last_state.as_ref()?.terminated.as_ref()?.message.as_deref()
 }
 
 /// All of a list, page by page.
@@ -487,30 +452,6 @@ mod tests {
             let ended = json!({"metadata": metadata(dynamic.clone()), "spec": sidecar, "status": {"phase": phase}});
             assert!(of(ended).is_none());
         }
-    }
-
-    #[test]
-    fn a_pod_that_no_node_runs_says_why() {
-        let pod = |scheduled: &str| {
-            let why = "0/3 nodes are available";
-            let conditions = json!([{"type": "PodScheduled", "status": scheduled, "reason": "Unschedulable", "message": why}]);
-            let metadata = json!({"name": "etcd-0", "labels": {"etcd-tls": "dynamic"}});
-            let status = json!({"phase": "Pending", "conditions": conditions});
-            of(json!({"metadata": metadata, "spec": {"containers": []}, "status": status})).unwrap().seen.trouble
-        };
-        assert_eq!(pod("False"), ["no node runs it: 0/3 nodes are available"]);
-        assert_eq!(pod("True"), [""; 0]);
-    }
-
-    #[test]
-    fn a_container_that_waits_says_why() {
-        let init = json!({
-            "name": "etcd-tls-init", "image": "", "imageID": "", "ready": false, "restartCount": 2,
-            "state": {"waiting": {"reason": "CrashLoopBackOff"}},
-            "lastState": {"terminated": {"exitCode": 77, "message": "denied: no\n"}},
-        });
-        let status: ContainerStatus = serde_json::from_value(init).unwrap();
-        assert_eq!(trouble(&status).unwrap(), "container etcd-tls-init waits: CrashLoopBackOff: denied: no");
     }
 
     #[test]
