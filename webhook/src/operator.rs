@@ -6,7 +6,8 @@ use std::io::{self, Write as _};
 pub(crate) mod trust_map;
 
 use etcd_tls_contract::{encoding::hex, names};
-use kube::{Client, Config, config::KubeConfigOptions};
+use kube::{Client, Config, client::ClientBuilder, config::KubeConfigOptions};
+use tower::{BoxError, util::MapErrLayer};
 
 use crate::{
     controller::client::{self, ApiServerError, ClientError},
@@ -30,7 +31,7 @@ impl Cluster {
     pub async fn connect(&self) -> Result<(Client, String), ClientError> {
         let config = self.configuration().await?;
         let namespace = config.default_namespace.clone();
-        Ok((Client::try_from(config)?, namespace))
+        Ok((client_of(config)?, namespace))
     }
 
     /// Connects to act as the service account `user`, for which the caller needs the right to impersonate it.
@@ -40,7 +41,7 @@ impl Cluster {
     pub(crate) async fn connect_as(&self, user: &str) -> Result<Client, ClientError> {
         let mut config = self.configuration().await?;
         config.auth_info.impersonate = Some(user.to_owned());
-        Ok(Client::try_from(config)?)
+        client_of(config)
     }
 
     async fn configuration(&self) -> Result<Config, ClientError> {
@@ -56,6 +57,25 @@ impl Cluster {
             }
         }
     }
+}
+
+/// No answer of the API server that the kubeconfig names.
+#[derive(Debug, thiserror::Error)]
+#[error("no answer from {server}")]
+struct NoAnswer {
+    server: String,
+    #[source]
+    cause: BoxError,
+}
+
+/// A client whose errors name the server.
+fn client_of(config: Config) -> Result<Client, ClientError> {
+    let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
+    let named = move |cause: BoxError| -> BoxError {
+        // These are no errors of the connection.
+        if cause.is::<kube::Error>() { cause } else { Box::new(NoAnswer { server: server.clone(), cause }) }
+    };
+    Ok(ClientBuilder::try_from(config)?.with_layer(&MapErrLayer::new(named)).build())
 }
 
 /// A right in Kubernetes' terms.

@@ -72,16 +72,8 @@ pub(super) fn well(findings: &[Finding]) -> Result<(), NotWell> {
 /// A request that failed, as a finding.
 pub(super) fn unseen(subject: &str, right: Right, error: ApiServerError, see: &'static str) -> Finding {
     let next = right.question();
-    let cause = words(&error);
+    let cause = error.to_string();
     Finding::bad(State::Unknown, subject, format!("{}: {cause}", right.refused(error)), next, see)
-}
-
-/// The API server's words, where it has answered.
-pub(super) fn words(error: &ApiServerError) -> String {
-    match error {
-        ApiServerError::Api(kube::Error::Api(status)) => status.message.clone(),
-        other => other.to_string(),
-    }
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ use tokio::{sync::watch, time::sleep};
 
 use super::{
     accounts, approvers,
-    finding::{APPLY, Finding, unseen, words},
+    finding::{APPLY, Finding, unseen},
     leaders::{self, Seen},
     lists, policy, without_webhook,
 };
@@ -199,7 +199,7 @@ fn judge_admission(namespace: &str, answer: Result<Pod, ApiServerError>, took: D
         Err(error) => Finding::bad(
             State::Unknown,
             subject,
-            format!("a labelled pod in namespace {namespace} was refused, and not by etcd-tls: {}", words(&error)),
+            format!("a labelled pod in namespace {namespace} was refused, and not by etcd-tls: {error}"),
             "etcd-tls-webhook check -n NAMESPACE, with a namespace where you may create pods",
             SEE_WEBHOOK,
         ),

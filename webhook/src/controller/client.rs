@@ -5,6 +5,8 @@ use std::time::Duration;
 use kube::{Client, Config, config::InferConfigError, runtime::utils::Backoff};
 use tokio::time::Instant;
 
+use crate::error::with_causes;
+
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long one request may take before it is tried again; watches are not bound by it.
@@ -80,8 +82,24 @@ pub enum ApiServerError {
     #[error("the answer to a write does not name the object; is a proxy before the API server?")]
     NotWritten,
     /// Any other error of the client, or an error status of the API server.
-    #[error(transparent)]
-    Api(#[from] kube::Error),
+    // Its own words: those of the client repeat a status in the form of a debugger.
+    #[error("{}", words(.0))]
+    Api(kube::Error),
+}
+
+fn words(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if status.message.is_empty() => format!("status {} {}", status.code, status.reason),
+        kube::Error::Api(status) => status.message.clone(),
+        kube::Error::Service(error) => with_causes(&**error),
+        other => with_causes(other),
+    }
+}
+
+impl From<kube::Error> for ApiServerError {
+    fn from(error: kube::Error) -> Self {
+        Self::Api(error)
+    }
 }
 
 impl ApiServerError {

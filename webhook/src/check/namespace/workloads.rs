@@ -8,7 +8,7 @@ use kube::{Api, Client, api::PostParams};
 use serde_json::{Value, json};
 
 use super::super::{
-    finding::{Finding, unseen, words},
+    finding::{Finding, unseen},
     upgrade,
 };
 use crate::{
@@ -123,7 +123,7 @@ fn judge(namespace: &str, workload: &str, answer: Result<Pod, ApiServerError>) -
             Some(unseen(workload, Right::new("create", "pods", Some(namespace)), error, SEE))
         }
         Err(error) => {
-            let said = words(&error);
+            let said = error.to_string();
             // Of one whose use nobody has counted yet: `status unknown for quota`.
             if said.contains("exceeded quota") || said.contains("unknown for quota") {
                 let next = format!("kubectl -n {namespace} describe resourcequotas");
