@@ -339,7 +339,10 @@ async fn an_uninstall_leaves_what_the_page_says_and_nothing_else() {
     let guards = shell(&installation.api, &home, &command("upgrade.md", "kubectl get validatingadmissionpolicies"));
     let guards = guards.expect("the admission policies");
     for kind in ["validatingadmissionpolicy", "validatingadmissionpolicybinding"] {
-        assert!(guards.lines().any(|line| line.starts_with(&format!("{kind}.admissionregistration.k8s.io/etcd-tls-"))), "{guards}");
+        assert!(
+            guards.lines().any(|line| line.starts_with(&format!("{kind}.admissionregistration.k8s.io/etcd-tls-"))),
+            "{guards}"
+        );
     }
     // 3. The installation; nothing empties its namespace here, and its Deployments are these processes.
     let delete = format!("{} --wait=false", command("uninstall.md", "kubectl delete -k manifests"));

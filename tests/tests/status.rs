@@ -128,11 +128,24 @@ async fn status_shows_each_pod_and_names_the_rights_that_are_missing() {
     // One that was evicted, or whose node is gone.
     installation.api.pod("web", client_pod("app-2")).await.expect("create a pod");
     let failed = r#"{"status": {"phase": "Failed", "reason": "Evicted"}}"#;
-    installation.api.kubectl(&["-n", "web", "patch", "pod", "app-2", "--subresource=status", "--type=merge", "-p", failed]);
+    installation.api.kubectl(&[
+        "-n",
+        "web",
+        "patch",
+        "pod",
+        "app-2",
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        failed,
+    ]);
     let mut check = Command::new(binary("etcd-tls-webhook"));
     let output = check.args(["check", "pod", "web/app-2"]).env("KUBECONFIG", &kubeconfig).output().expect("run check");
     let out = text(&output.stdout);
-    assert!(output.status.code() == Some(3) && out.contains("it has ended (Failed)") && !out.contains("sidecar"), "{out}");
+    assert!(
+        output.status.code() == Some(3) && out.contains("it has ended (Failed)") && !out.contains("sidecar"),
+        "{out}"
+    );
     assert!(!text(&status(&kubeconfig, &["-n", "web", "-o", "name"]).stdout).contains("app-2"));
     drop(pod);
     let output = status(&kubeconfig, &["-n", "web"]);

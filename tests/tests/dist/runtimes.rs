@@ -110,7 +110,8 @@ async fn as_kubelet_asks(dist: &Path, socket: &str) {
         // containerd answers before its part for kubelet has seen an image.
         eventually("kubelet's image", LIMIT, || async {
             let mut command = Command::new("crictl");
-            let output = command.args(["inspecti", "-o", "json", short]).envs(environment).output().expect("run crictl");
+            let output =
+                command.args(["inspecti", "-o", "json", short]).envs(environment).output().expect("run crictl");
             let said = String::from_utf8_lossy(&output.stdout).into_owned();
             let found = output.status.success() && said.contains(&format!("\"{name}\""));
             if found { Ok(()) } else { Err(format!("{said}{}", String::from_utf8_lossy(&output.stderr))) }

@@ -62,7 +62,9 @@ fn a_server_that_cannot_be_used_is_named() {
         let url = format!("http://{}", listener.local_addr().expect("an address"));
         std::thread::spawn(move || {
             for mut stream in listener.incoming().flatten() {
-                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 999\r\n\r\n{\"kind\":");
+                let _ = stream.write_all(
+                    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 999\r\n\r\n{\"kind\":",
+                );
             }
         });
         url
@@ -172,7 +174,8 @@ fn each_missing_right_is_named() {
     let mut tried = BTreeSet::new();
     for command in COMMANDS {
         // A request to a signer that is not there: only what comes before is of interest, and the call itself.
-        let waits = ["rollover", "revoke"].contains(&command[0]) && !["--list", "--status"].iter().any(|flag| command.contains(flag));
+        let waits = ["rollover", "revoke"].contains(&command[0])
+            && !["--list", "--status"].iter().any(|flag| command.contains(flag));
         let needed: BTreeSet<String> = if waits {
             BTreeSet::from(["get configmaps".to_owned(), "patch configmaps".to_owned()])
         } else {

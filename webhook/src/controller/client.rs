@@ -16,10 +16,10 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Neither a kubeconfig nor a service account's files.
-    #[error("found neither a kubeconfig (KUBECONFIG) nor a pod's service account: {0}")]
-    Config(#[from] InferConfigError),
+    #[error("the kubeconfig ({}) cannot be used: {}; and no files of a pod's service account are here", place(), of_kubeconfig(.0))]
+    Config(InferConfigError),
     /// The kubeconfig has no such context, or cannot be read.
-    #[error("context {context:?}: {error}")]
+    #[error("context {context:?} of the kubeconfig ({}) cannot be used: {error}", place())]
     Context {
         /// The name of the context.
         context: String,
@@ -29,6 +29,25 @@ pub enum ClientError {
     /// The configuration does not make a client.
     #[error("the API server's configuration makes no client: {0}")]
     Client(#[from] kube::Error),
+}
+
+impl From<InferConfigError> for ClientError {
+    fn from(error: InferConfigError) -> Self {
+        Self::Config(error)
+    }
+}
+
+/// Where the kubeconfig was looked for.
+fn place() -> String {
+    match std::env::var_os("KUBECONFIG").filter(|value| !value.is_empty()) {
+        Some(value) => format!("KUBECONFIG={}", value.display()),
+        None => "~/.kube/config".to_owned(),
+    }
+}
+
+/// What is wrong with the kubeconfig. A mistake of the caller's is there more likely than in a pod's files.
+fn of_kubeconfig(error: &InferConfigError) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// Connects as `KUBECONFIG` says, or as the pod's service account. There is no rate limit of our own; concurrent requests

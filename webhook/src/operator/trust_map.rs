@@ -38,7 +38,9 @@ pub(crate) async fn annotate(
     annotations: BTreeMap<String, String>,
 ) -> Result<(), Refused> {
     let patch = Patch::Merge(json!({"metadata": {"annotations": annotations}}));
-    within(api.patch(name, &PatchParams::default(), &patch)).await.map_err(|error| right("patch", api).refused(error))?;
+    within(api.patch(name, &PatchParams::default(), &patch))
+        .await
+        .map_err(|error| right("patch", api).refused(error))?;
     Ok(())
 }
 

@@ -11,10 +11,7 @@ use etcd_tls_contract::{
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client};
 
-use super::{
-    Action, STANDALONE_ANNOTATION, Selector, cut, renewed,
-    signer::Signer,
-};
+use super::{Action, STANDALONE_ANNOTATION, Selector, cut, renewed, signer::Signer};
 use crate::{
     error::{Error, NotSeen},
     operator::{self, Cluster, say, trust_map},

@@ -46,7 +46,9 @@ impl Signer<'_> {
         trust_map::annotate(self.api, self.name, annotations).await?;
         let began = Instant::now();
         while began.elapsed() < PATIENCE {
-            if let Some(said) = answered(&trust_map::read(self.api, self.name).await?, self.domains, &request, self.force) {
+            if let Some(said) =
+                answered(&trust_map::read(self.api, self.name).await?, self.domains, &request, self.force)
+            {
                 return Ok(said);
             }
             sleep(POLL).await;

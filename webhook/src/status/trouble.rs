@@ -55,7 +55,8 @@ mod tests {
     fn a_pod_that_no_node_runs_says_why() {
         let pod = |scheduled: &str| {
             let why = "0/3 nodes are available";
-            let conditions = json!([{"type": "PodScheduled", "status": scheduled, "reason": "Unschedulable", "message": why}]);
+            let conditions =
+                json!([{"type": "PodScheduled", "status": scheduled, "reason": "Unschedulable", "message": why}]);
             of(&serde_json::from_value(json!({"phase": "Pending", "conditions": conditions})).unwrap())
         };
         assert_eq!(pod("False"), ["no node runs it: 0/3 nodes are available"]);
