@@ -97,6 +97,7 @@ pub(super) async fn look(cluster: &Cluster) -> Result<Vec<Finding>, Error> {
     for kind in CONTROLLERS.into_iter().chain(MORE) {
         match list(&client, kind, None, None).await {
             Ok(items) => objects.extend(items),
+            Err(error) if error.is_unanswered() => return Err(Right::new("list", kind[1], None).refused(error).into()),
             Err(error) => findings.push(hidden("workloads", kind, None, error, SEE_PODS)),
         }
     }
@@ -118,6 +119,9 @@ pub(super) async fn look(cluster: &Cluster) -> Result<Vec<Finding>, Error> {
                 for object in items.iter().filter(|object| !is_shipped(object, &shipped)) {
                     findings.push(leftover(object, namespace));
                 }
+            }
+            Err(error) if error.is_unanswered() => {
+                return Err(Right::new("list", kind[1], namespace).refused(error).into());
             }
             Err(error) => findings.push(hidden("replaced objects", kind, namespace, error, SEE_LEFT)),
         }

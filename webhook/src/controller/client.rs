@@ -130,6 +130,11 @@ impl ApiServerError {
         }
     }
 
+    /// There is no answer at all: a question to the same API server would get none either.
+    pub fn is_unanswered(&self) -> bool {
+        matches!(self, Self::Timeout | Self::Api(kube::Error::Service(_) | kube::Error::HyperError(_)))
+    }
+
     /// The caller is not known to the API server, or lacks the right.
     pub fn is_forbidden(&self) -> bool {
         matches!(self.code(), Some(401 | 403))
