@@ -105,7 +105,9 @@ fn a_kubeconfig_that_cannot_be_used_is_named() {
     dangling["current-context"] = "gone".into();
     let cases = [
         (dir.join("none"), "none"),
-        (dir.write("broken", "kind: ["), "broken"),
+        // A token that is no YAML, and one in a wrong place.
+        (dir.write("broken", "users:\n- name: t\n  user: {token: TOP-SECRET]\n"), "line 3"),
+        (dir.write("misplaced", "users:\n- name: t\n  user: TOP-SECRET\n"), "misplaced"),
         (of("no-authority", no_authority), "/nonexistent/ca.crt"),
         (of("dangling", dangling), "gone"),
     ];
@@ -115,6 +117,7 @@ fn a_kubeconfig_that_cannot_be_used_is_named() {
             let said = String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.code(), Some(78), "{command:?}: {output:?}");
             assert!(said.contains(named) && said.contains("kubeconfig"), "{named}: {command:?}: {output:?}");
+            assert!(!said.contains("TOP-SECRET"), "{command:?}: {output:?}");
         }
     }
     let config = kubeconfig(&dir, "kubeconfig", "http://127.0.0.1:1");

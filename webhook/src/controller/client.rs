@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use kube::{Client, Config, config::InferConfigError, runtime::utils::Backoff};
+use kube::{
+    Client, Config,
+    config::{InferConfigError, KubeconfigError},
+    runtime::utils::Backoff,
+};
 use tokio::time::Instant;
 
 use crate::error::with_causes;
@@ -16,15 +20,15 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Neither a kubeconfig nor a service account's files.
-    #[error("the kubeconfig ({}) cannot be used: {}; and no files of a pod's service account are here", place(), of_kubeconfig(.0))]
+    #[error("the kubeconfig ({}) cannot be used: {}; and no files of a pod's service account are here", place(), of_inferred(.0))]
     Config(InferConfigError),
     /// The kubeconfig has no such context, or cannot be read.
-    #[error("context {context:?} of the kubeconfig ({}) cannot be used: {error}", place())]
+    #[error("context {context:?} of the kubeconfig ({}) cannot be used: {}", place(), of_kubeconfig(error))]
     Context {
         /// The name of the context.
         context: String,
         /// Why not.
-        error: kube::config::KubeconfigError,
+        error: KubeconfigError,
     },
     /// The configuration does not make a client.
     #[error("the API server's configuration makes no client: {0}")]
@@ -46,8 +50,20 @@ fn place() -> String {
 }
 
 /// What is wrong with the kubeconfig. A mistake of the caller's is there more likely than in a pod's files.
-fn of_kubeconfig(error: &InferConfigError) -> String {
-    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+fn of_inferred(error: &InferConfigError) -> String {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<KubeconfigError>());
+    source.map_or_else(|| error.to_string(), of_kubeconfig)
+}
+
+fn of_kubeconfig(error: &KubeconfigError) -> String {
+    match error {
+        // Its own words quote what it stumbled over and the lines around, in which there may be a key.
+        KubeconfigError::Parse(error) => match error.location() {
+            Some(at) => format!("line {}, column {} is no YAML of a kubeconfig", at.line(), at.column()),
+            None => "it is no YAML of a kubeconfig".to_owned(),
+        },
+        other => other.to_string(),
+    }
 }
 
 /// Connects as `KUBECONFIG` says, or as the pod's service account. There is no rate limit of our own; concurrent requests
