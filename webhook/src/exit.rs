@@ -5,6 +5,7 @@ use etcd_tls_telemetry::exit::Exit;
 use crate::{
     controller::client::{ApiServerError, ClientError},
     error::{NotInTime, NotSeen, NotWell},
+    renew::RenewError,
 };
 
 /// The exit code for `error`, by the first of its causes that has one of its own.
@@ -22,6 +23,9 @@ pub fn exit(error: &(dyn std::error::Error + 'static)) -> Exit {
                 NotWell::Attention { .. } => Exit::Attention,
                 NotWell::Unknown { .. } => Exit::Unknown,
             };
+        }
+        if let Some(RenewError::Unseen { denied: true, .. }) = error.downcast_ref::<RenewError>() {
+            return Exit::Denied;
         }
         if error.is::<NotSeen>() {
             return Exit::Unknown;
@@ -80,6 +84,9 @@ mod tests {
         assert_eq!(exit(&Above(Box::new(ApiServerError::Timeout))), Exit::Unavailable);
         assert_eq!(exit(&Above(Box::new(NotSeen("text".to_owned())))), Exit::Unknown);
         let of_file = crate::error::OfFile::new("f".as_ref(), std::io::Error::from(std::io::ErrorKind::NotFound));
+        let unseen =
+            |denied| RenewError::Unseen { pod: "p".to_owned(), reason: String::new(), next: String::new(), denied };
+        assert_eq!((exit(&unseen(true)), exit(&unseen(false))), (Exit::Denied, Exit::Failure));
         assert_eq!(exit(&of_file), Exit::InputOutput);
         assert!(nobody_reads(&Above(io(std::io::ErrorKind::BrokenPipe))));
         assert!(!nobody_reads(&of_file) && !nobody_reads(&Above("text".into())));

@@ -28,7 +28,7 @@ use crate::{
     controller::client::within,
     error::{Error, NotInTime},
     operator::{Cluster, Refused, Right, say},
-    status::{self, Sidecar},
+    status::{self, Sidecar, Unseen},
 };
 
 mod choose;
@@ -110,6 +110,8 @@ pub enum RenewError {
         reason: String,
         /// The next step.
         next: String,
+        /// True if the caller lacks a right.
+        denied: bool,
     },
 }
 
@@ -252,7 +254,7 @@ pub(crate) fn members(pods: &[Pod], cluster: &ClusterName) -> Result<(Vec<Annota
 /// The state that the sidecar of `pod` reports.
 async fn look(client: &Client, namespace: &str, pod: &Chosen) -> Result<Sidecar, RenewError> {
     let seen = status::ask(client, namespace, &pod.name, pod.admin_port).await;
-    seen.map_err(|unseen| RenewError::Unseen { pod: pod.name.clone(), reason: unseen.reason, next: unseen.next })
+    seen.map_err(|Unseen { reason, next, denied }| RenewError::Unseen { pod: pod.name.clone(), reason, next, denied })
 }
 
 /// The serial number of each role's certificate.

@@ -36,7 +36,7 @@ pub(crate) use metrics::{Certificate, Sidecar};
 pub(crate) use proxy::ask;
 use render::{Output, Screen};
 use rows::Row;
-pub(crate) use rows::{State, duration};
+pub(crate) use rows::{State, Unseen, duration};
 
 /// The arguments of `status`.
 #[derive(clap::Args, Debug)]

@@ -277,6 +277,7 @@ impl Listed {
                     serde_json::from_str(text).map_err(|error| Unseen {
                         reason: format!("the signer's report on ConfigMap {name} cannot be read: {error}"),
                         next: "use the etcd-tls-webhook of the signer's version".to_owned(),
+                        denied: false,
                     })
                 }),
             };
@@ -408,10 +409,12 @@ async fn trust(client: &Client, pods: &[Listed]) -> Trust {
             Ok(None) => Err(Unseen {
                 reason: format!("there is no ConfigMap {name}: the signer is away, or has lost the CA"),
                 next: format!("kubectl -n {} logs deploy/etcd-tls-sign", names::SYSTEM_NAMESPACE),
+                denied: false,
             }),
             Err(error) => {
+                let denied = error.is_forbidden();
                 let refused = Right::new("get", "configmaps", Some(&namespace)).refused(error);
-                Err(Unseen { reason: with_cause(&refused), next: refused.right.question() })
+                Err(Unseen { reason: with_cause(&refused), next: refused.right.question(), denied })
             }
         };
         ((namespace, name), found)

@@ -53,7 +53,7 @@ pub(crate) async fn get(client: &Client, path: &str, most: usize) -> Result<(u16
 /// It cannot be reached, or the answer is not from a sidecar; with the next step.
 pub(crate) async fn ask(client: &Client, namespace: &str, name: &str, port: u16) -> Result<Sidecar, Unseen> {
     let describe = || format!("kubectl -n {namespace} describe pod {name}");
-    let unseen = |reason: String| Unseen { reason, next: describe() };
+    let unseen = |reason: String| Unseen { reason, next: describe(), denied: false };
     let path = format!("/api/v1/namespaces/{namespace}/pods/{name}:{port}/proxy/metrics");
     let asked = async { get(client, &path, MAX_ANSWER).await.map_err(|error| unseen(error.to_string())) };
     let late = || unseen(format!("its sidecar gave no answer on port {port} within {} s", SIDECAR_LIMIT.as_secs()));
@@ -64,7 +64,7 @@ pub(crate) async fn ask(client: &Client, namespace: &str, name: &str, port: u16)
         200 => Sidecar::read(&text).map_err(|error| unseen(format!("its sidecar, on port {port}: {error}"))),
         401 | 403 => {
             let reason = format!("its sidecar cannot be asked: your account lacks the right to {right}");
-            Err(Unseen { reason, next: right.question() })
+            Err(Unseen { reason, next: right.question(), denied: true })
         }
         _ => Err(unseen(format!("the API server does not reach its sidecar on port {port}: {}", words()))),
     }

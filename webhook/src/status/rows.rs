@@ -28,6 +28,8 @@ pub(crate) struct Unseen {
     pub(crate) reason: String,
     /// The next step.
     pub(crate) next: String,
+    /// True if the caller lacks a right.
+    pub(crate) denied: bool,
 }
 
 /// The observed facts of one pod.

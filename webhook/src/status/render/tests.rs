@@ -14,6 +14,7 @@ fn some() -> Vec<Row> {
         reason: "its sidecar cannot be asked: your account lacks the right to get pods/proxy in namespace prod"
             .to_owned(),
         next: "kubectl auth can-i get pods --subresource=proxy -n prod".to_owned(),
+        denied: false,
     });
     rows(&[member("etcd-0"), away], after(1.0))
 }

@@ -78,7 +78,7 @@ fn report(phase: &str) -> Report {
 
 #[test]
 fn a_pod_is_as_bad_as_its_worst_finding() {
-    let unseen = || Unseen { reason: "gone".to_owned(), next: "look".to_owned() };
+    let unseen = || Unseen { reason: "gone".to_owned(), next: "look".to_owned(), denied: false };
     type Change = Box<dyn FnOnce(&mut PodSeen, &mut Sidecar)>;
     let cases: Vec<(&str, Change, f64, State, &str)> = vec![
         ("well", Box::new(|_, _| {}), 1.0, State::Ok, ""),
@@ -206,7 +206,7 @@ fn urgent_rows_come_first() {
     let mut failing = member("z");
     failing.injected = false;
     let mut unknown = member("y");
-    unknown.sidecar = Err(Unseen { reason: "r".to_owned(), next: "n".to_owned() });
+    unknown.sidecar = Err(Unseen { reason: "r".to_owned(), next: "n".to_owned(), denied: false });
     let mut attention = member("x");
     attention.trouble.push("t".to_owned());
     let all = rows(&[member("b"), attention, member("a"), unknown, failing], after(1.0));
@@ -216,7 +216,7 @@ fn urgent_rows_come_first() {
 #[test]
 fn an_unknown_pod_shows_nothing_as_well() {
     let mut pod = member("etcd-0");
-    pod.sidecar = Err(Unseen { reason: "r".to_owned(), next: "n".to_owned() });
+    pod.sidecar = Err(Unseen { reason: "r".to_owned(), next: "n".to_owned(), denied: false });
     let row = &rows(&[pod], after(1.0))[0];
     assert!(row.roles.iter().all(|role| role.served == "unknown" && role.expiry.is_none()), "{row:?}");
     assert!(row.trust.iter().all(|trust| trust.state == "unknown"), "{row:?}");
@@ -254,7 +254,7 @@ fn durations_have_two_units() {
 fn where_the_sidecar_cannot_be_asked_the_signer_tells_of_the_trust() {
     let away = |change: &dyn Fn(&mut PodSeen)| {
         let mut pod = member("etcd-0");
-        pod.sidecar = Err(Unseen { reason: "no right".to_owned(), next: "ask".to_owned() });
+        pod.sidecar = Err(Unseen { reason: "no right".to_owned(), next: "ask".to_owned(), denied: false });
         change(&mut pod);
         let row = row(&pod, after(1.0));
         row.trust.iter().map(|trust| (trust.domain, trust.state, trust.reported)).collect::<Vec<_>>()
