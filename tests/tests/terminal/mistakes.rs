@@ -49,7 +49,7 @@ fn refusal(code: u16) -> (u16, String) {
 
 /// The command, where a file stands for `BACKUP`.
 fn words<'a>(command: &[&'a str], backup: &'a str) -> Vec<&'a str> {
-    command.iter().map(|word| if *word == "BACKUP" { backup } else { word }).collect()
+    command.iter().map(|word| if *word == "BACKUP" { backup } else { *word }).collect()
 }
 
 #[test]
