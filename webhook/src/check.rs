@@ -90,7 +90,7 @@ enum What {
     /// Check one pod: admission, requests, certificates, etcd.
     Pod {
         /// The pod, as <name> or <namespace>/<name>.
-        #[arg(value_name = "[NAMESPACE/]NAME")]
+        #[arg(value_name = "POD")]
         name: pod::Named,
         /// The namespace of the pod. Default: the one of the kubeconfig's context.
         #[arg(short, long, value_name = "NAME", value_parser = operator::namespace)]
