@@ -23,7 +23,7 @@ pub enum ClientError {
     #[error("the kubeconfig ({}) cannot be used: {}; and no files of a pod's service account are here", place(), of_inferred(.0))]
     Config(InferConfigError),
     /// The kubeconfig has no such context, or cannot be read.
-    #[error("context {context:?} of the kubeconfig ({}) cannot be used: {}", place(), of_kubeconfig(error))]
+    #[error("context {context:?} of the kubeconfig ({}) cannot be used: {}", place(), of_kubeconfig(.error))]
     Context {
         /// The name of the context.
         context: String,
