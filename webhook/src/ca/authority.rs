@@ -4,7 +4,10 @@
 
 use std::{fmt, sync::Arc, time::SystemTime};
 
-use etcd_tls_contract::certificate::{self, Bundle};
+use etcd_tls_contract::{
+    certificate::{self, Bundle},
+    encoding,
+};
 use rcgen::{KeyPair, PublicKeyData as _};
 use rustls::pki_types::{PrivateKeyDer, pem::PemObject as _};
 use x509_cert::{
@@ -23,7 +26,7 @@ const CLIENT_AUTH: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.
 
 /// A certificate authority: its certificate, the intermediates above it, and its key.
 ///
-/// `sign` holds thousands, most of which rest: the key is text, which is read for each signature. To read a key, and to check it,
+/// `sign` holds thousands, most of which rest: the key is DER, which is read for each signature. To read a key, and to check it,
 /// takes longer than to sign with it. So a key of RSA is kept as it was read, since such CAs are users' own and few; and any
 /// key where there are few authorities ([`Self::keeping_key`]).
 pub struct Authority {
@@ -31,7 +34,7 @@ pub struct Authority {
     intermediates: Vec<Vec<u8>>,
     /// The anchor.
     bundle: Bundle,
-    key_pem: Zeroizing<String>,
+    key: Zeroizing<PrivateKeyDer<'static>>,
     /// The key as it was read, and the parts, where they are kept.
     kept: Option<Kept>,
     signs_lists: bool,
@@ -139,7 +142,7 @@ impl Authority {
     pub(crate) fn assemble(
         chain: Vec<Vec<u8>>,
         pair: KeyPair,
-        key_pem: Zeroizing<String>,
+        key: &PrivateKeyDer<'static>,
         now: SystemTime,
     ) -> Result<Self, AuthorityError> {
         let pair = Zeroizing::new(pair);
@@ -183,7 +186,8 @@ impl Authority {
         let mut authority = Self {
             intermediates,
             bundle,
-            key_pem,
+            // The copy has no room to spare.
+            key: Zeroizing::new(key.clone_key()),
             kept: None,
             signs_lists,
             // The whole chain must be valid for a leaf to be.
@@ -216,7 +220,12 @@ impl Authority {
 
     /// The private key's PEM: for the Secret that keeps it, and nothing else.
     pub fn key_pem(&self) -> Zeroizing<String> {
-        self.key_pem.clone()
+        let label = match &*self.key {
+            PrivateKeyDer::Pkcs1(_) => "RSA PRIVATE KEY",
+            PrivateKeyDer::Sec1(_) => "EC PRIVATE KEY",
+            _ => "PRIVATE KEY",
+        };
+        encoding::pem(label, self.key.secret_der())
     }
 
     /// The anchor to publish: the topmost certificate of the chain.
@@ -270,7 +279,7 @@ impl Authority {
     pub(crate) fn pair(&self) -> Result<Arc<Zeroizing<KeyPair>>, AuthorityError> {
         match &self.kept {
             Some(kept) => Ok(Arc::clone(&kept.pair)),
-            None => read_key(self.key_pem.as_bytes()).map(|pair| Arc::new(Zeroizing::new(pair))),
+            None => pair_of(&self.key).map(|pair| Arc::new(Zeroizing::new(pair))),
         }
     }
 
@@ -296,9 +305,16 @@ impl Authority {
 ///
 /// # Errors
 /// [`AuthorityError::Key`].
-pub(crate) fn read_key(key_pem: &[u8]) -> Result<KeyPair, AuthorityError> {
-    let der = PrivateKeyDer::from_pem_slice(key_pem).map_err(|_| AuthorityError::Key)?;
-    KeyPair::try_from(&der).map_err(|_| AuthorityError::Key)
+pub(crate) fn read_key(key_pem: &[u8]) -> Result<Zeroizing<PrivateKeyDer<'static>>, AuthorityError> {
+    PrivateKeyDer::from_pem_slice(key_pem).map(Zeroizing::new).map_err(|_| AuthorityError::Key)
+}
+
+/// The key to sign with.
+///
+/// # Errors
+/// [`AuthorityError::Key`].
+pub(crate) fn pair_of(key: &PrivateKeyDer<'static>) -> Result<KeyPair, AuthorityError> {
+    KeyPair::try_from(key).map_err(|_| AuthorityError::Key)
 }
 
 impl fmt::Debug for Authority {

@@ -4,12 +4,13 @@ use std::time::{Duration, SystemTime};
 
 use etcd_tls_contract::{certificate::Chain, csr::generate_pair, key::KeyAlgorithm, life::BACKDATE};
 use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose};
+use rustls::pki_types::PrivateKeyDer;
 use time::OffsetDateTime;
 use x509_cert::{Certificate, der::Decode as _};
 use zeroize::Zeroizing;
 
 use crate::ca::{
-    authority::{Authority, AuthorityError, read_key},
+    authority::{Authority, AuthorityError, pair_of, read_key},
     der,
     issue::trial,
 };
@@ -50,8 +51,8 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate = params.self_signed(&pair).map_err(crypto)?;
-        let key_pem = Zeroizing::new(pair.serialize_pem());
-        proven(vec![certificate.der().to_vec()], pair, key_pem, now)
+        let key = Zeroizing::new(PrivateKeyDer::Pkcs8(pair.serialize_der().into()));
+        proven(vec![certificate.der().to_vec()], pair, &key, now)
     }
 
     /// Reads a user's CA: `cert_pem` holds the issuing certificate, then the intermediates above it and, if the user wants
@@ -69,9 +70,8 @@ impl Authority {
                 chain.push(der);
             }
         }
-        let pair = read_key(key_pem)?;
-        let text = std::str::from_utf8(key_pem).map_err(|_| AuthorityError::Key)?;
-        proven(chain, pair, Zeroizing::new(text.to_owned()), now)
+        let key = read_key(key_pem)?;
+        proven(chain, pair_of(&key)?, &key, now)
     }
 
     /// Reads an authority that was in use before: as [`Self::load`], at a time when it was valid. One that has expired is
@@ -95,10 +95,10 @@ impl Authority {
 fn proven(
     chain: Vec<Vec<u8>>,
     pair: KeyPair,
-    key_pem: Zeroizing<String>,
+    key: &PrivateKeyDer<'static>,
     now: SystemTime,
 ) -> Result<Authority, AuthorityError> {
-    let authority = Authority::assemble(chain, pair, key_pem, now)?;
+    let authority = Authority::assemble(chain, pair, key, now)?;
     trial(&authority, now).map_err(|e| AuthorityError::Trial(e.to_string()))?;
     Ok(authority)
 }
