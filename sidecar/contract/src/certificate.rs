@@ -96,7 +96,11 @@ impl Bundle {
             Authority::read(&der).map_err(|e| error(format!("certificate {} of the bundle {e}", index + 1)))?;
             by_digest.insert(sha256(&der), der);
         }
-        Ok(Self { certificates: by_digest.into_values().collect() })
+        // A signer holds thousands of bundles of one certificate: neither has room to spare.
+        let mut certificates: Vec<Vec<u8>> = by_digest.into_values().collect();
+        certificates.iter_mut().for_each(Vec::shrink_to_fit);
+        certificates.shrink_to_fit();
+        Ok(Self { certificates })
     }
 
     /// The canonical PEM text.

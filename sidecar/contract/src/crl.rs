@@ -9,7 +9,6 @@ mod tests;
 use std::{
     collections::BTreeMap,
     fmt,
-    ops::Range,
     str::FromStr,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -49,12 +48,15 @@ pub struct Crl {
     number: u64,
     entries: BTreeMap<String, Revocation>,
     /// Where the issuer's name is in `der`.
-    issuer: Range<usize>,
+    issuer: Part,
     /// … and what is signed, the AlgorithmIdentifier without its header, and the signature.
-    signed: Range<usize>,
-    algorithm: Range<usize>,
-    signature: Range<usize>,
+    signed: Part,
+    algorithm: Part,
+    signature: Part,
 }
+
+/// A part of a list's bytes, from … to; they are [`MAX_CRL`] at most. A signer holds thousands of lists.
+type Part = [u32; 2];
 
 /// One entry of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,7 +149,8 @@ impl Crl {
         // In canonical DER, a part is encoded in the whole as it is encoded alone.
         let place = |part: &[u8]| {
             let at = if part.is_empty() { None } else { der.windows(part.len()).position(|bytes| bytes == part) };
-            at.map(|at| at..at + part.len()).ok_or_else(|| unreadable("it lacks a part"))
+            let ends = at.map(|at| [at, at + part.len()].map(|end| u32::try_from(end).unwrap_or(u32::MAX)));
+            ends.ok_or_else(|| unreadable("it lacks a part"))
         };
         Ok(Self {
             der: der.into(),
@@ -173,13 +176,17 @@ impl Crl {
         if issuers.into_iter().any(signed) { Ok(()) } else { Err(CrlError::Foreign) }
     }
 
+    fn part(&self, part: Part) -> &[u8] {
+        let [from, to] = part.map(|end| usize::try_from(end).unwrap_or(usize::MAX));
+        self.der.get(from..to).unwrap_or_default()
+    }
+
     fn is_signed_by(&self, der: &[u8]) -> bool {
         let der = der.into();
         let Ok(certificate) = EndEntityCert::try_from(&der) else { return false };
-        let mut algorithms = ALL_VERIFICATION_ALGS
-            .iter()
-            .filter(|known| known.signature_alg_id().as_ref() == &self.der[self.algorithm.clone()]);
-        let (signed, signature) = (&self.der[self.signed.clone()], &self.der[self.signature.clone()]);
+        let mut algorithms =
+            ALL_VERIFICATION_ALGS.iter().filter(|known| known.signature_alg_id().as_ref() == self.part(self.algorithm));
+        let (signed, signature) = (self.part(self.signed), self.part(self.signature));
         algorithms.any(|known| certificate.verify_signature(*known, signed, signature).is_ok())
     }
 
@@ -209,7 +216,7 @@ impl Crl {
 
     /// The issuer's name, DER.
     pub fn issuer(&self) -> &[u8] {
-        &self.der[self.issuer.clone()]
+        self.part(self.issuer)
     }
 
     /// The entries, by serial number in the form of [`certificate::serial`].
