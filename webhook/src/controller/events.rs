@@ -49,6 +49,8 @@ const REFILL: Duration = Duration::from_secs(30);
 /// Objects whose events are counted. With more, the namespace that has the most of them makes room, so that no tenant silences
 /// what is said to others.
 const MAX_OBJECTS: usize = 2048;
+/// Objects that are kept without a look at which were quiet.
+const FEW_OBJECTS: usize = 64;
 
 /// The pauses before an event is written again, after a failure that may pass.
 const PAUSES: [Duration; 3] = [Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(8)];
@@ -89,6 +91,8 @@ struct Allowances {
     namespaces: HashMap<String, HashMap<String, Instant>>,
     /// Objects of all namespaces.
     objects: usize,
+    /// With so many, those that were quiet are forgotten.
+    look_at: usize,
 }
 
 impl Allowances {
@@ -113,14 +117,14 @@ impl Allowances {
     /// Makes room for another object of a namespace: of those that were quiet, else of the namespace that has the most, if it has
     /// two more or this one has none. Returns true if there is room.
     fn has_room(&mut self, namespace: &str, now: Instant) -> bool {
-        if self.objects < MAX_OBJECTS {
-            return true;
+        if self.objects >= self.look_at {
+            self.namespaces.retain(|_, here| {
+                here.retain(|_, whole_at| *whole_at > now);
+                !here.is_empty()
+            });
+            self.objects = self.namespaces.values().map(HashMap::len).sum();
+            self.look_at = (2 * self.objects).clamp(FEW_OBJECTS, MAX_OBJECTS);
         }
-        self.namespaces.retain(|_, here| {
-            here.retain(|_, whole_at| *whole_at > now);
-            !here.is_empty()
-        });
-        self.objects = self.namespaces.values().map(HashMap::len).sum();
         if self.objects < MAX_OBJECTS {
             return true;
         }
@@ -341,6 +345,18 @@ mod tests {
         }
         assert!(allowances.objects <= MAX_OBJECTS);
         assert!(allowances.take(("ns", "w"), now + REFILL * (BURST + 1)), "the quiet ones make room");
+    }
+
+    #[test]
+    fn objects_that_were_quiet_take_no_memory() {
+        let (now, mut allowances) = (Instant::now(), Allowances::default());
+        for n in 0..2000 {
+            assert!(allowances.take((&n.to_string(), "u"), now + REFILL * n / 100));
+            // A hundred of them are not quiet.
+            assert!(allowances.objects <= 250, "{}", allowances.objects);
+        }
+        let counted: usize = allowances.namespaces.values().map(HashMap::len).sum();
+        assert_eq!((counted, allowances.namespaces.len()), (allowances.objects, allowances.objects));
     }
 
     #[test]
