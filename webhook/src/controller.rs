@@ -47,6 +47,7 @@ pub mod events;
 pub mod facts;
 mod gated;
 pub(crate) mod guards;
+pub(crate) mod ids;
 mod judging;
 pub mod lease;
 pub(crate) mod listed;

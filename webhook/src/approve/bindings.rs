@@ -19,6 +19,7 @@ use kube::ResourceExt;
 
 use self::lean::Lean;
 use crate::controller::{
+    ids::Uid,
     listed::Listed,
     namespaces::{self, NamespaceFacts},
 };
@@ -82,17 +83,19 @@ impl Observed {
 /// that name.
 #[derive(Clone, Debug, PartialEq)]
 struct SignBinding {
-    uid: Option<String>,
-    /// `None`: it is larger than any of ours, so that not all of it was read.
-    role: Option<RoleRef>,
+    uid: Option<Uid>,
+    role: Role,
     /// True if its one subject is the signer.
     for_sign: bool,
 }
 
-impl SignBinding {
-    fn is_of(&self, role: &RoleRef) -> bool {
-        self.role.as_ref() == Some(role)
-    }
+/// The role of a RoleBinding. Thousands are of ours.
+#[derive(Clone, Debug, PartialEq)]
+enum Role {
+    Trust,
+    Other(Box<RoleRef>),
+    /// It is larger than any of ours, so that not all of it was read.
+    Unread,
 }
 
 /// One thing to write.
@@ -138,9 +141,11 @@ const KUBE_SYSTEM: &str = "kube-system";
 fn opted_in(namespaces: &namespaces::Map, by_pods: impl Fn(&str) -> bool) -> BTreeSet<String> {
     namespaces
         .iter()
-        .filter(|(name, facts)| !facts.deleting && *name != SYSTEM_NAMESPACE && (*name != KUBE_SYSTEM || facts.hosts))
+        .filter(|(name, facts)| {
+            !facts.deleting && ***name != *SYSTEM_NAMESPACE && (***name != *KUBE_SYSTEM || facts.hosts)
+        })
         .filter(|(name, facts)| facts.opted_in || by_pods(name))
-        .map(|(name, _)| name.clone())
+        .map(|(name, _)| name.to_string())
         .collect()
 }
 
@@ -152,7 +157,7 @@ fn may_ask(name: &str, facts: &NamespaceFacts) -> bool {
 /// The namespaces whose label gives the right to all their service accounts.
 fn labelled(namespaces: &namespaces::Map) -> BTreeSet<&str> {
     let all = namespaces.iter().filter(|(name, facts)| facts.opted_in && may_ask(name, facts));
-    all.map(|(name, _)| name.as_str()).collect()
+    all.map(|(name, _)| &**name).collect()
 }
 
 /// The subjects that may request: the policy's hosts, the groups of the labelled namespaces' service accounts, then single
@@ -219,14 +224,14 @@ fn changes(namespaces: &BTreeSet<String>, requesters: Vec<Vec<Subject>>, observe
     });
     for namespace in namespaces {
         match observed.sign_of(namespace) {
-            Some(binding) if binding.role.is_some() && !binding.is_of(&trust_role()) => {}
-            Some(binding) if binding.is_of(&trust_role()) && binding.for_sign => {}
+            Some(SignBinding { role: Role::Other(_), .. }) => {}
+            Some(SignBinding { role: Role::Trust, for_sign: true, .. }) => {}
             _ => changes.push(Change::Bind(namespace.clone())),
         }
     }
     for ((namespace, _), binding) in observed.sign.iter() {
         // That of our own namespace holds `sign`'s Role there.
-        if !namespaces.contains(&**namespace) && binding.is_of(&trust_role()) && **namespace != *SYSTEM_NAMESPACE {
+        if !namespaces.contains(&**namespace) && binding.role == Role::Trust && **namespace != *SYSTEM_NAMESPACE {
             changes.push(Change::Unbind(namespace.to_string()));
         }
     }
@@ -238,18 +243,22 @@ fn foreign<'a>(
     namespaces: &'a BTreeSet<String>,
     observed: &'a Observed,
 ) -> impl Iterator<Item = (&'a str, &'a SignBinding, &'a RoleRef)> {
-    let bindings = namespaces.iter().filter_map(|namespace| {
+    namespaces.iter().filter_map(|namespace| {
         let binding = observed.sign_of(namespace)?;
-        Some((namespace.as_str(), binding, binding.role.as_ref()?))
-    });
-    bindings.filter(|(_, _, role)| **role != trust_role())
+        let Role::Other(role) = &binding.role else { return None };
+        Some((namespace.as_str(), binding, &**role))
+    })
 }
 
 /// Keeps what [`changes`] compares, and no more; with its namespace.
 fn lean_binding(Lean(binding, cut): &Lean<RoleBinding>) -> (String, SignBinding) {
     let kept = SignBinding {
-        uid: binding.metadata.uid.clone(),
-        role: (!cut).then(|| binding.role_ref.clone()),
+        uid: binding.metadata.uid.as_deref().map(Uid::from),
+        role: match &binding.role_ref {
+            _ if *cut => Role::Unread,
+            role if *role == trust_role() => Role::Trust,
+            other => Role::Other(Box::new(other.clone())),
+        },
         for_sign: !cut && binding.subjects.as_deref() == Some(&[sign_subject()]),
     };
     (binding.namespace().unwrap_or_default(), kept)
@@ -257,13 +266,13 @@ fn lean_binding(Lean(binding, cut): &Lean<RoleBinding>) -> (String, SignBinding)
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, sync::Arc};
 
     use super::*;
     use crate::controller::listed::{Event, key};
 
-    fn namespace(opted_in: bool, deleting: bool) -> NamespaceFacts {
-        NamespaceFacts { uid: "u".to_owned(), opted_in, deleting, hosts: false }
+    fn namespace(opted_in: bool, deleting: bool) -> Arc<NamespaceFacts> {
+        Arc::new(NamespaceFacts { uid: "u".to_owned(), opted_in, deleting, hosts: false })
     }
 
     fn set(names: &[&str]) -> BTreeSet<String> {
@@ -271,7 +280,7 @@ mod tests {
     }
 
     fn good() -> SignBinding {
-        SignBinding { uid: None, role: Some(trust_role()), for_sign: true }
+        SignBinding { uid: None, role: Role::Trust, for_sign: true }
     }
 
     fn set_sign(observed: &mut Observed, namespace: &str, binding: Option<SignBinding>) {
@@ -294,11 +303,11 @@ mod tests {
     #[test]
     fn a_namespace_opts_in_by_its_label_or_by_a_pods() {
         let namespaces = BTreeMap::from([
-            ("labelled".to_owned(), namespace(true, false)),
-            ("by-pod".to_owned(), namespace(false, false)),
-            ("neither".to_owned(), namespace(false, false)),
-            ("going".to_owned(), namespace(true, true)),
-            (SYSTEM_NAMESPACE.to_owned(), namespace(true, false)),
+            ("labelled".into(), namespace(true, false)),
+            ("by-pod".into(), namespace(false, false)),
+            ("neither".into(), namespace(false, false)),
+            ("going".into(), namespace(true, true)),
+            (SYSTEM_NAMESPACE.into(), namespace(true, false)),
         ]);
         let pods = set(&["by-pod", "gone"]);
         assert_eq!(opted_in(&namespaces, |name| pods.contains(name)), set(&["by-pod", "labelled"]));
@@ -324,12 +333,15 @@ mod tests {
         .unwrap_or_default();
         assert_eq!(policy.hosts.len(), 1);
         let map = BTreeMap::from([
-            ("a".to_owned(), namespace(true, false)),
-            ("b".to_owned(), namespace(true, false)),
-            ("by-pod".to_owned(), namespace(false, false)),
-            ("going".to_owned(), namespace(true, true)),
-            ("kube-system".to_owned(), NamespaceFacts { hosts: true, ..namespace(true, false) }),
-            (SYSTEM_NAMESPACE.to_owned(), namespace(true, false)),
+            ("a".into(), namespace(true, false)),
+            ("b".into(), namespace(true, false)),
+            ("by-pod".into(), namespace(false, false)),
+            ("going".into(), namespace(true, true)),
+            (
+                "kube-system".into(),
+                Arc::new(NamespaceFacts { hosts: true, ..NamespaceFacts::clone(&namespace(true, false)) }),
+            ),
+            (SYSTEM_NAMESPACE.into(), namespace(true, false)),
         ]);
         let all = requesters(&labelled(&map), &[("by-pod", "z"), ("by-pod", "etcd")], &policy);
         assert_eq!(
@@ -378,10 +390,10 @@ mod tests {
         let seen = observed(
             Some(vec![]),
             [
-                ("a", SignBinding { role: Some(other), ..good() }),
-                ("large", SignBinding { role: None, for_sign: false, uid: None }),
-                ("out", SignBinding { role: Some(RoleRef::default()), ..good() }),
-                ("out-large", SignBinding { role: None, for_sign: false, uid: None }),
+                ("a", SignBinding { role: Role::Other(Box::new(other)), ..good() }),
+                ("large", SignBinding { role: Role::Unread, for_sign: false, uid: None }),
+                ("out", SignBinding { role: Role::Other(Box::default()), ..good() }),
+                ("out-large", SignBinding { role: Role::Unread, for_sign: false, uid: None }),
             ],
         );
         let namespaces = set(&["a", "b", "large"]);
@@ -399,7 +411,7 @@ mod tests {
     #[test]
     fn who_opts_out_loses_the_binding_and_others_keep_theirs() {
         let other = RoleRef { name: "view".to_owned(), ..trust_role() };
-        let not_ours = SignBinding { role: Some(other), ..good() };
+        let not_ours = SignBinding { role: Role::Other(Box::new(other)), ..good() };
         let seen = observed(Some(groups(&["a"])), [("a", good()), ("not-ours", not_ours), (SYSTEM_NAMESPACE, good())]);
         let wanted = [Change::Requesters(0, vec![]), Change::Unbind("a".to_owned())];
         assert_eq!(changes(&set(&[]), vec![vec![]], &seen), wanted);

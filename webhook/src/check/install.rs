@@ -338,7 +338,8 @@ async fn opted_in(client: &Client) -> namespaces::Map {
     let facts = |meta: kube::core::ObjectMeta| {
         let deleting = meta.deletion_timestamp.is_some();
         let uid = meta.uid.unwrap_or_default();
-        Some((meta.name?, NamespaceFacts { uid, opted_in: true, deleting, hosts: false }))
+        let facts = NamespaceFacts { uid, opted_in: true, deleting, hosts: false };
+        Some((meta.name?.into(), Arc::new(facts)))
     };
     list.items.into_iter().filter_map(|item| facts(item.metadata)).collect()
 }

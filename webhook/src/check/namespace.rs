@@ -8,6 +8,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -80,7 +81,7 @@ pub(super) async fn look(cluster: &Cluster, name: &str) -> Result<Vec<Finding>, 
     findings.extend(readers::look(&client, name, opted_in, &settings).await);
     findings.extend(trust::look(&client, name, settings.iter().map(|(settings, _)| settings)).await);
     let facts = NamespaceFacts { uid: found.metadata.uid.unwrap_or_default(), opted_in: true, deleting, hosts: false };
-    findings.extend(install::policies(&client, cluster, namespaces::Map::from([(name.to_owned(), facts)])).await);
+    findings.extend(install::policies(&client, cluster, namespaces::Map::from([(name.into(), Arc::new(facts))])).await);
     findings.extend(workloads::look(&client, name, opted_in).await);
     findings.extend(requests(&client, name).await);
     findings.extend(of_pods(&client, name).await?);

@@ -54,7 +54,7 @@ impl Controller {
                 verdict => verdict,
             });
         };
-        let opted_in = there.and_then(|all| all.get(&pod.namespace).map(|n| n.opted_in));
+        let opted_in = there.and_then(|all| all.get(&*pod.namespace).map(|n| n.opted_in));
         let with = |opted_in| PodFacts { namespace_opted_in: opted_in, ..PodFacts::clone(&pod) };
         let services = self.services.selecting(&pod).await?;
         let verdict = judge(Some(&with(opted_in.unwrap_or_default())), &services, &policy);

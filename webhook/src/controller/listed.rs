@@ -1,6 +1,6 @@
 //! Objects of the API server, listed once and kept up to date by a watch, of which a few facts are kept.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
 pub(crate) use answer::Object;
 pub(crate) use events::{Event, Events, METADATA_ALONE, Metadata, Source, WatchError};
@@ -50,6 +50,7 @@ impl<V: PartialEq> Listed<V> {
                         }
                     }
                     None => {
+                        let key = self.shared(key);
                         changed(&key, None, Some(&value));
                         self.entries.insert(key, (self.list, value));
                     }
@@ -69,6 +70,22 @@ impl<V: PartialEq> Listed<V> {
             }
             Event::Progress => {}
         }
+    }
+
+    /// A key in the allocations of those beside it, as far as they have the same namespace or name.
+    fn shared(&self, mut key: Key) -> Key {
+        let before = self.entries.range::<Key, _>((Bound::Unbounded, Bound::Excluded(&key))).next_back();
+        let after = self.entries.range::<Key, _>((Bound::Excluded(&key), Bound::Unbounded)).next();
+        let beside = [before, after].map(|entry| entry.map(|((namespace, name), _)| (namespace.clone(), name.clone())));
+        for (namespace, name) in beside.into_iter().flatten() {
+            if namespace == key.0 {
+                key.0 = namespace;
+            }
+            if name == key.1 {
+                key.1 = name;
+            }
+        }
+        key
     }
 
     fn remove(&mut self, key: &Key, mut changed: impl FnMut(&Key, Option<&V>, Option<&V>)) {

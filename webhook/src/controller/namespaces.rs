@@ -36,8 +36,8 @@ pub struct NamespaceFacts {
 /// Every namespace by its name; `None` until the first list is complete.
 pub type Current = watch::Receiver<Option<Arc<Map>>>;
 
-/// Namespaces by name.
-pub type Map = BTreeMap<String, NamespaceFacts>;
+/// Namespaces by name. Both are shared with the one before, as each change makes another one.
+pub type Map = BTreeMap<Arc<str>, Arc<NamespaceFacts>>;
 
 const SOURCE: &[&[&str]] = &[
     &["metadata", "name"],
@@ -76,11 +76,13 @@ async fn follow(client: Client, sender: watch::Sender<Option<Arc<Map>>>) {
             }
         };
         let of_list = matches!(event, Event::Begins | Event::Listed(_));
-        let keep = |Metadata { metadata }: Metadata| (key(None, metadata.name.as_deref()), Some(namespace(&metadata)));
+        let keep = |Metadata { metadata }: Metadata| {
+            (key(None, metadata.name.as_deref()), Some(Arc::new(namespace(&metadata))))
+        };
         listed.take(event, keep, |_, _, _| stale = true);
         if listed.is_complete() && !of_list && (stale || sender.borrow().is_none()) {
             stale = false;
-            let map: Map = listed.iter().map(|((_, name), facts)| (name.to_string(), facts.clone())).collect();
+            let map: Map = listed.iter().map(|((_, name), facts)| (Arc::clone(name), Arc::clone(facts))).collect();
             sender.send_replace(Some(Arc::new(map)));
         }
     }

@@ -25,6 +25,7 @@ use kube::Client;
 use super::{
     client::ApiServerError,
     facts::{self, Csr, LeanPod, POD_WANTED},
+    ids::Uid,
     listed::{Event, Events, Key, Listed, Source, key},
     tasks::Tasks,
 };
@@ -59,28 +60,55 @@ pub(crate) enum Found {
 /// The kept facts of a pod.
 #[derive(Debug, PartialEq, Eq)]
 struct Seen {
-    uid: Arc<str>,
-    node: Box<str>,
+    uid: Uid,
+    node: Arc<Node>,
     host_network: bool,
     finished: bool,
     deleting: bool,
     ips: Box<[IpAddr]>,
-    /// `status.hostIPs`: its node's.
-    node_ips: Box<[IpAddr]>,
     /// `None`: to be read when it matters.
     facts: Option<Packed>,
 }
 
+/// A node, as its pods tell.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Node {
+    /// Empty: the pod is on none.
+    name: Box<str>,
+    /// `status.hostIPs`, but those that every node has.
+    ips: Box<[IpAddr]>,
+}
+
+/// The nodes of pods, each once.
+#[derive(Debug, Default)]
+struct Nodes(HashSet<Arc<Node>>);
+
+impl Nodes {
+    fn of(&mut self, node: Node) -> Arc<Node> {
+        if let Some(known) = self.0.get(&node) {
+            return Arc::clone(known);
+        }
+        if self.0.len() == self.0.capacity() {
+            self.0.retain(|node| Arc::strong_count(node) > 1);
+        }
+        let node = Arc::new(node);
+        self.0.insert(Arc::clone(&node));
+        node
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
-    pods: Listed<Seen>,
+    /// In boxes: a tree that grows at its end is half empty.
+    pods: Listed<Box<Seen>>,
     by_ip: HashMap<IpAddr, Vec<Key>>,
+    all_nodes: Nodes,
     /// The nodes that have an address, and how many of their live pods say so.
     nodes: HashMap<IpAddr, HashMap<Box<str>, usize>>,
     /// Until when certificates of live pods hold an address, by the pods' uids: those that were seen or made here.
-    held: HashMap<Arc<str>, Vec<(IpAddr, SystemTime)>>,
+    held: HashMap<Uid, Vec<(IpAddr, SystemTime)>>,
     /// The uids of those that have not finished.
-    live: HashSet<Arc<str>>,
+    live: HashSet<Uid>,
     /// Bytes of the facts that are kept.
     bytes: usize,
     version: u64,
@@ -133,7 +161,7 @@ impl Pods {
     /// The addresses that a still valid certificate of the pod holds.
     pub(crate) fn held(&self, uid: &str, now: SystemTime) -> BTreeSet<IpAddr> {
         let state = self.state();
-        let held = state.held.get(uid).into_iter().flatten();
+        let held = state.held.get(&Uid::from(uid)).into_iter().flatten();
         held.filter(|(_, until)| *until > now).map(|(ip, _)| *ip).collect()
     }
 
@@ -141,7 +169,7 @@ impl Pods {
     pub(crate) fn retain_live<V>(&self, uids: &mut BTreeMap<String, V>, also: &dyn Fn(&str) -> bool) {
         let state = self.state();
         if state.pods.is_complete() {
-            uids.retain(|uid, _| also(uid) || state.live.contains(uid.as_str()));
+            uids.retain(|uid, _| also(uid) || state.live.contains(&Uid::from(uid.as_str())));
         }
     }
 
@@ -218,14 +246,14 @@ impl State {
                 if claims.len() >= MAX_CLAIMS {
                     return claims;
                 }
-                let Some(other) = self.pods.get(namespace, name).filter(|other| *other.node != *pod.node) else {
+                let Some(other) = self.pods.get(namespace, name).filter(|other| *other.node.name != *pod.node) else {
                     continue;
                 };
                 let by = Claimant::Pod {
                     namespace: namespace.to_string(),
                     name: name.to_string(),
                     uid: other.uid.to_string(),
-                    node: other.node.to_string(),
+                    node: other.node.name.to_string(),
                 };
                 claims.push(Claim { ip: *ip, by });
             }
@@ -237,8 +265,8 @@ impl State {
 
     fn hold(&mut self, uid: &str, ips: impl IntoIterator<Item = IpAddr>, until: SystemTime) {
         // Requests may be listed before the pods.
-        if self.live.contains(uid) || !self.pods.is_complete() {
-            let uid = self.live.get(uid).map_or_else(|| Arc::from(uid), Arc::clone);
+        let uid = Uid::from(uid);
+        if self.live.contains(&uid) || !self.pods.is_complete() {
             let held = self.held.entry(uid).or_default();
             for ip in ips.into_iter().take(MAX_CLAIMS) {
                 match held.iter_mut().find(|(known, _)| *known == ip) {
@@ -271,7 +299,7 @@ impl State {
                     namespace: bound.namespace.clone(),
                     name: bound.pod.clone(),
                     uid: seen.uid.to_string(),
-                    node: seen.node.to_string(),
+                    node: seen.node.name.to_string(),
                     host_network: seen.host_network,
                     ips: seen.ips.to_vec(),
                     finished: seen.finished,
@@ -284,14 +312,15 @@ impl State {
     }
 
     fn take(&mut self, event: Event<LeanPod>) {
-        let Self { pods, by_ip, nodes, held, live, bytes, .. } = self;
+        let Self { pods, by_ip, all_nodes, nodes, held, live, bytes, .. } = self;
         let room = BUDGET.saturating_sub(*bytes);
         let complete = matches!(event, Event::Complete);
         let keep = |pod: LeanPod| {
             let metadata = &pod.metadata;
-            (key(metadata.namespace.as_deref(), metadata.name.as_deref()), Some(seen(&pod, room)))
+            (key(metadata.namespace.as_deref(), metadata.name.as_deref()), Some(Box::new(seen(&pod, room, all_nodes))))
         };
         pods.take(event, keep, |key, before, after| {
+            let (before, after) = (before.map(|seen| &**seen), after.map(|seen| &**seen));
             *bytes = (*bytes + after.map_or(0, Seen::size)).saturating_sub(before.map_or(0, Seen::size));
             if let Some(before) = before {
                 live.remove(&before.uid);
@@ -342,7 +371,7 @@ impl Seen {
     }
 
     fn live_node_ips(&self) -> impl Iterator<Item = (&IpAddr, &Box<str>)> {
-        self.node_ips.iter().filter(|_| !self.finished).map(|ip| (ip, &self.node))
+        self.node.ips.iter().filter(|_| !self.finished).map(|ip| (ip, &self.node.name))
     }
 
     fn live_ips(&self) -> &[IpAddr] {
@@ -357,7 +386,7 @@ fn node_ips(pod: &LeanPod) -> Box<[IpAddr]> {
     all.filter(|ip| names::is_san_ip(*ip) && !ip.is_loopback()).take(MAX_CLAIMS).collect()
 }
 
-fn seen(pod: &LeanPod, room: usize) -> Seen {
+fn seen(pod: &LeanPod, room: usize, nodes: &mut Nodes) -> Seen {
     let mut facts = facts::pod(pod, false);
     facts.annotations.remove(names::WARNINGS_ANNOTATION);
     let containers: Vec<&str> = facts.containers.iter().map(String::as_str).collect();
@@ -366,12 +395,14 @@ fn seen(pod: &LeanPod, room: usize) -> Seen {
     let kept = may_ask && !pod.is_cut() && facts.ips.len() <= MAX_CLAIMS;
     Seen {
         uid: facts.uid.as_str().into(),
-        node: facts.node.as_str().into(),
+        node: nodes.of(Node {
+            name: facts.node.as_str().into(),
+            ips: if facts.node.is_empty() { Box::default() } else { node_ips(pod) },
+        }),
         host_network: facts.host_network,
         finished: facts.finished,
         deleting: facts.deleting,
         ips: facts.ips.iter().copied().take(MAX_CLAIMS).collect(),
-        node_ips: if facts.node.is_empty() { Box::default() } else { node_ips(pod) },
         facts: if kept { Packed::of(facts).filter(|packed| packed.size() <= KEPT.min(room)) } else { None },
     }
 }

@@ -286,7 +286,7 @@ mod tests {
         let web = |uid: &str| {
             let facts =
                 namespaces::NamespaceFacts { uid: uid.to_owned(), opted_in: true, deleting: false, hosts: false };
-            namespaces::Map::from([("web".to_owned(), facts)])
+            namespaces::Map::from([("web".into(), Arc::new(facts))])
         };
         let allows =
             |there: Option<&namespaces::Map>| for_these(Arc::clone(&policy), there).allows_user("web", "app", "root");

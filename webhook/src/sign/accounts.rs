@@ -13,7 +13,7 @@ use std::{
 use k8s_openapi::api::core::v1::Namespace;
 use kube::Api;
 
-use crate::controller::{Controller, Trouble, client::within};
+use crate::controller::{Controller, Trouble, client::within, ids::Uid};
 
 /// Accounts that are remembered; the oldest are forgotten first, and their namespace is read again.
 const MOST: usize = 4096;
@@ -24,14 +24,15 @@ pub(super) struct Accounts(Mutex<Known>);
 
 #[derive(Debug, Default)]
 struct Known {
-    namespaces: HashMap<Box<str>, Box<str>>,
-    order: VecDeque<Box<str>>,
+    namespaces: HashMap<Uid, Uid>,
+    order: VecDeque<Uid>,
 }
 
 impl Known {
     fn add(&mut self, account: &str, namespace: &str) {
-        if self.namespaces.insert(account.into(), namespace.into()).is_none() {
-            self.order.push_back(account.into());
+        let account = Uid::from(account);
+        if self.namespaces.insert(account.clone(), namespace.into()).is_none() {
+            self.order.push_back(account);
         }
         if self.order.len() > MOST
             && let Some(oldest) = self.order.pop_front()
@@ -60,7 +61,8 @@ impl Accounts {
     ) -> Result<(), Trouble> {
         let namespaces = controller.namespaces.borrow().clone();
         let watched = namespaces.as_ref().and_then(|all| all.get(namespace)).map(|facts| facts.uid.as_str());
-        if watched.is_some() && self.known().namespaces.get(account).map(|uid| &**uid) == watched {
+        let known = self.known().namespaces.get(&Uid::from(account)).cloned();
+        if known.zip(watched).is_some_and(|(known, watched)| known == *watched) {
             return Ok(());
         }
         let api: Api<Namespace> = Api::all(controller.client.clone());
@@ -103,8 +105,8 @@ mod tests {
             known.add(&n.to_string(), "v");
         }
         assert_eq!((known.namespaces.len(), known.order.len()), (MOST, MOST));
-        assert_eq!(known.namespaces.get((2 * MOST - 1).to_string().as_str()).map(|uid| &**uid), Some("v"));
-        assert!(!known.namespaces.contains_key("0"));
+        assert_eq!(known.namespaces.get(&Uid::from((2 * MOST - 1).to_string().as_str())), Some(&Uid::from("v")));
+        assert!(!known.namespaces.contains_key(&Uid::from("0")));
     }
 
     #[test]

@@ -179,7 +179,7 @@ impl Authorities {
     }
 
     /// Notes which authorities have a Secret; before this, none has a place.
-    pub(super) fn listed(&self, kept: &BTreeSet<SignerName>) {
+    pub(super) fn listed(&self, kept: &BTreeSet<Arc<SignerName>>) {
         self.over.store(false, Ordering::SeqCst);
         self.quota().listed(kept);
     }
@@ -241,7 +241,7 @@ impl Authorities {
     }
 
     /// Forgets the authorities that hold no key and that nobody wants; gives their names.
-    pub(super) fn forget_idle(&self, wanted: &BTreeSet<SignerName>) -> Vec<SignerName> {
+    pub(super) fn forget_idle(&self, wanted: &BTreeSet<Arc<SignerName>>) -> Vec<Arc<SignerName>> {
         self.quota().remove_idle(wanted)
     }
 
@@ -484,7 +484,8 @@ impl Authorities {
         let secret = metadata.name.clone().unwrap_or_default();
         let (type_, namespace, compared) = (ready.type_.clone(), ready.namespace.clone(), ready.compared);
         let data = stored.data().map_err(|e| Unavailable::Unusable(e.to_string()))?;
-        let object = Secret { metadata, type_: type_.clone(), data: Some(data), ..Secret::default() };
+        let object =
+            Secret { metadata, type_: type_.as_deref().map(str::to_owned), data: Some(data), ..Secret::default() };
         match self.replace(&secret, &object).await {
             Ok(metadata) => {
                 *held = Held::Unknown;
@@ -515,7 +516,7 @@ impl Authorities {
     /// True if an authority is of a namespace that is gone, though there may be another one of its name.
     fn is_replaced(&self, name: &SignerName, ready: &Ready) -> bool {
         let namespaces = self.namespaces.borrow();
-        let uid = |all: &namespaces::Map| all.get(&name.namespace).map(|facts| facts.uid.as_str() != &*ready.namespace);
+        let uid = |all: &namespaces::Map| all.get(&*name.namespace).map(|facts| ready.namespace != *facts.uid);
         namespaces.as_ref().is_some_and(|all| uid(all).unwrap_or(true))
     }
 

@@ -123,14 +123,14 @@ impl Signer {
     /// answer where its requester has enough of them, or after the time that a refused one stays.
     async fn look(&self, order: &Order) -> Ended {
         let csr = match facts::csrs().get::<Csr>(&self.controller.client, &order.name).await {
-            Ok(Some(csr)) if csr.uid() == &*order.uid => csr,
+            Ok(Some(csr)) if order.uid == *csr.uid() => csr,
             Ok(_) => return Ended::Gone,
             Err(error) => {
                 tracing::debug!(csr = &*order.name, %error, "cannot read an undecided request; trying again");
                 return Ended::Failed;
             }
         };
-        if csr.resource_version() != &*order.version {
+        if order.version != *csr.resource_version() {
             self.cleaner.observe(&csr);
             return Ended::Changed;
         }

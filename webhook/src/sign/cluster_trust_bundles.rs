@@ -197,7 +197,7 @@ impl ClusterTrustBundles {
             let Some(facts) = live(&namespaces, signer) else { continue };
             let bundle = timeout(HELD_WITHIN, self.authorities.bundle(signer)).await;
             if let Ok(Some(bundle)) = bundle {
-                let of = Wanted { signer: signer.clone(), uid: facts.uid.clone(), pem: bundle.to_pem() };
+                let of = Wanted { signer: SignerName::clone(signer), uid: facts.uid.clone(), pem: bundle.to_pem() };
                 wanted.insert(object_name(signer), of);
             }
         }
@@ -258,8 +258,8 @@ impl Wanted {
 }
 
 /// The namespace of an authority, if it is there to stay.
-fn live<'a>(namespaces: &'a BTreeMap<String, NamespaceFacts>, signer: &SignerName) -> Option<&'a NamespaceFacts> {
-    namespaces.get(&signer.namespace).filter(|facts| !facts.deleting)
+fn live<'a>(namespaces: &'a namespaces::Map, signer: &SignerName) -> Option<&'a NamespaceFacts> {
+    namespaces.get(&*signer.namespace).map(|facts| &**facts).filter(|facts| !facts.deleting)
 }
 
 /// All of ours, by name.

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeSet,
+    num::NonZeroI64,
     sync::{Arc, Mutex, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -149,22 +150,28 @@ impl Metrics {
     }
 
     /// Shows how an authority stands.
-    pub(super) fn report(&self, name: &SignerName, report: &Report, waiting: usize, not_after: Option<SystemTime>) {
+    pub(super) fn report(
+        &self,
+        name: &Arc<SignerName>,
+        report: &Report,
+        waiting: usize,
+        not_after: Option<SystemTime>,
+    ) {
         self.authorities.show(name, |shown| {
             shown.phase = PHASES.into_iter().find(|phase| *phase == report.phase);
-            shown.waiting = i64::try_from(waiting).unwrap_or(i64::MAX);
-            shown.not_after = not_after.and_then(seconds).or(shown.not_after);
+            shown.waiting = u32::try_from(waiting).unwrap_or(u32::MAX);
+            shown.not_after = not_after.and_then(point).or(shown.not_after);
         });
     }
 
     /// Shows since when an authority's rollover waits for pods.
-    pub(super) fn waits_since(&self, name: &SignerName, since: Option<SystemTime>) {
-        self.authorities.show(name, |shown| shown.waiting_since = since.and_then(seconds));
+    pub(super) fn waits_since(&self, name: &Arc<SignerName>, since: Option<SystemTime>) {
+        self.authorities.show(name, |shown| shown.waiting_since = since.and_then(point));
     }
 
     /// Shows when an authority that nobody uses is deleted.
-    pub(super) fn retires(&self, name: &SignerName, at: Option<SystemTime>) {
-        self.authorities.show(name, |shown| shown.retires = at.and_then(seconds));
+    pub(super) fn retires(&self, name: &Arc<SignerName>, at: Option<SystemTime>) {
+        self.authorities.show(name, |shown| shown.retires = at.and_then(point));
     }
 
     /// Shows how many authorities each namespace wants and does not get.
@@ -196,6 +203,11 @@ impl Metrics {
         }
         self.authorities.clear();
     }
+}
+
+/// Seconds of the Unix epoch, but for its first one.
+fn point(time: SystemTime) -> Option<NonZeroI64> {
+    seconds(time).and_then(NonZeroI64::new)
 }
 
 /// Seconds of the Unix epoch.

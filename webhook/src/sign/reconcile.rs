@@ -44,8 +44,7 @@ use crate::{
             Notice, Reason, Recorder,
             reasons::{AUTHORITY_LOST, AUTHORITY_UNUSABLE, ROLLOVER_WAITS, TOO_MANY_AUTHORITIES},
         },
-        namespaces::{self, NamespaceFacts},
-        policy,
+        namespaces, policy,
         tasks::Tasks,
     },
 };
@@ -63,8 +62,8 @@ mod step;
 
 /// Authorities and ConfigMaps that are worked on at once.
 const AT_ONCE: usize = 8;
-/// Authorities whose results are held at a time.
-const TOGETHER: usize = 2048;
+/// Authorities whose results are held at a time, and ConfigMaps whose contents are.
+const TOGETHER: usize = 256;
 /// How long the first round waits for the certificates that the leader before did not record.
 const RECOLLECTED_WITHIN: Duration = Duration::from_secs(30);
 /// How often a lasting trouble is said again in the log.
@@ -72,7 +71,7 @@ const SAY_AGAIN: Duration = Duration::from_secs(60);
 /// How often it is said whom a rollover waits for.
 const REMIND_AGAIN: Duration = Duration::from_secs(60 * 60);
 
-type Namespaces = BTreeMap<String, NamespaceFacts>;
+type Namespaces = namespaces::Map;
 
 /// The shared state of a signer's parts.
 pub(super) struct Reconciler {
@@ -94,7 +93,7 @@ pub(super) struct Reconciler {
     /// The known state of each trust ConfigMap, by namespace and name.
     pub(super) upkeep: HashMap<(String, String), Upkeep>,
     /// The clusters of pods and hosts; `None`: not every pod was seen yet.
-    pub(super) in_use: Option<BTreeSet<ClusterName>>,
+    pub(super) in_use: Option<BTreeSet<Arc<ClusterName>>>,
     /// Those of which a Secret is marked to be kept.
     pub(super) kept_clusters: BTreeSet<ClusterName>,
     pub(super) retired: Retired,
@@ -165,7 +164,7 @@ impl Reconciler {
         let mut pending = if complete { Pending::Nothing } else { Pending::Something };
         for entries in entries.chunks(TOGETHER) {
             for result in self.look_at_all(entries, complete, namespaces, policy).await {
-                idle.insert(result.name.clone(), idle::since(&result));
+                idle.insert(Arc::clone(&result.name), idle::since(&result));
                 if result.trouble.is_some() || result.report.phase != STABLE {
                     pending = Pending::Something;
                 }
@@ -201,17 +200,17 @@ impl Reconciler {
         policy: &Policy,
     ) -> Vec<RoundResult> {
         let moving: HashSet<&SignerName> =
-            entries.iter().filter(|entry| self.may_move(entry)).map(|entry| &entry.name).collect();
+            entries.iter().filter(|entry| self.may_move(entry)).map(|entry| &*entry.name).collect();
         let mut pods = if complete && !moving.is_empty() {
             self.pods.by_authority(namespaces, policy, |name| moving.contains(name))
         } else {
             HashMap::new()
         };
         let mut with_pods = |entry: &Arc<Entry>| {
-            let live = match (complete, moving.contains(&entry.name)) {
+            let live = match (complete, moving.contains(&*entry.name)) {
                 (false, _) => LivePods::NotListed,
                 (true, false) => LivePods::NotGathered,
-                (true, true) => LivePods::These(pods.remove(&entry.name).unwrap_or_default()),
+                (true, true) => LivePods::These(pods.remove(&*entry.name).unwrap_or_default()),
             };
             (Arc::clone(entry), live)
         };
@@ -224,11 +223,8 @@ impl Reconciler {
     }
 
     /// The clusters whose trust each namespace shall have: those of its pods and hosts, and those that it has already.
-    fn wanted(&self, namespaces: &Namespaces, policy: &Policy) -> BTreeSet<(String, ClusterName)> {
-        let mut wanted = BTreeSet::new();
-        for (namespace, clusters) in self.pods.clusters(namespaces, policy) {
-            wanted.extend(clusters.into_iter().map(|cluster| (namespace.clone(), cluster)));
-        }
+    fn wanted(&self, namespaces: &Namespaces, policy: &Policy) -> BTreeSet<(Arc<str>, Arc<ClusterName>)> {
+        let mut wanted = self.pods.clusters(namespaces, policy);
         // Elsewhere there is no right to write one.
         let labelled = self.pods.labelled_namespaces();
         let open = |namespace: &str| {
@@ -249,7 +245,7 @@ impl Reconciler {
             wanted.extend(
                 ClusterName::of_trust_config_map(&namespace, &name)
                     .filter(allowed)
-                    .map(|cluster| (namespace.clone(), cluster)),
+                    .map(|cluster| (Arc::clone(&namespace), Arc::new(cluster))),
             );
         }
         // A pod may name a cluster of a namespace that is not there (yet).
@@ -264,25 +260,28 @@ impl Reconciler {
     /// have room, and those that were asked for otherwise. And the namespaces that have no room.
     async fn entries(
         &mut self,
-        kept: BTreeSet<SignerName>,
-        wanted: &BTreeSet<(String, ClusterName)>,
+        kept: BTreeSet<Arc<SignerName>>,
+        wanted: &BTreeSet<(Arc<str>, Arc<ClusterName>)>,
         namespaces: &Namespaces,
         policy: &Policy,
     ) -> (Vec<Arc<Entry>>, BTreeSet<String>) {
         let mut names = kept;
-        names.extend(
-            wanted
-                .iter()
-                .flat_map(|(_, cluster)| Domain::ALL.map(|domain| policy.authority(&cluster.signer(domain))))
-                .filter(|name| namespaces.contains_key(&name.namespace)),
-        );
+        let of_clusters = wanted
+            .iter()
+            .flat_map(|(_, cluster)| Domain::ALL.map(|domain| policy.authority(&cluster.signer(domain))))
+            .filter(|name| namespaces.contains_key(&*name.namespace));
+        for name in of_clusters {
+            if !names.contains(&name) {
+                names.insert(Arc::new(name));
+            }
+        }
         for name in self.authorities.forget_idle(&names) {
             self.metrics.forget(&name);
         }
-        names.extend(self.authorities.entries().iter().map(|entry| entry.name.clone()));
-        names.retain(|name| namespaces.contains_key(&name.namespace));
+        names.extend(self.authorities.entries().iter().map(|entry| Arc::clone(&entry.name)));
+        names.retain(|name| namespaces.contains_key(&*name.namespace));
         let mut entries = Vec::new();
-        let mut refused: BTreeMap<String, (u32, SignerName, String)> = BTreeMap::new();
+        let mut refused: BTreeMap<String, (u32, Arc<SignerName>, String)> = BTreeMap::new();
         for name in names {
             match self.authorities.entry(&name) {
                 Ok(entry) => entries.push(entry),

@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 use super::{marks::MANAGED_LABEL, trust::Desired};
-use crate::{revoke, rollover::request_annotation};
+use crate::{controller::ids::Version, revoke, rollover::request_annotation};
 
 /// Bytes of others' annotations, labels and CRLs that stay; with more, a bundle might not fit beside them.
 const MOST_ANNOTATIONS: usize = 64 * 1024;
@@ -193,7 +193,7 @@ fn metadata_patch(desired: &Desired, object: &ConfigMap, finalizers: bool, forms
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Settled {
     /// Its resourceVersion.
-    pub(super) version: Box<str>,
+    pub(super) version: Version,
     /// [`Desired::digest`] of its content.
     pub(super) content: u64,
 }
@@ -203,6 +203,8 @@ pub(super) struct Settled {
 pub(super) struct Upkeep {
     /// The last content seen or written.
     pub(super) settled: Option<Settled>,
+    /// True if this round wants it.
+    pub(super) wanted: bool,
     /// Failures in a row.
     failures: u32,
     /// Repairs that followed each other closely.

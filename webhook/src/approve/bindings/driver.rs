@@ -15,8 +15,8 @@ use kube::{
     Api, Client,
     api::{DeleteParams, Patch, PatchParams, Preconditions},
 };
-use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
@@ -42,6 +42,7 @@ use crate::{
         client::{ApiServerError, within},
         events::{Recorder, reasons::FOREIGN_BINDING},
         facts::LeanPod,
+        ids::Uid,
         listed::{Event, Events, Key, Object, Source, WatchError, key},
         namespaces, policy,
     },
@@ -108,6 +109,17 @@ struct Term {
     failed: BTreeSet<usize>,
     readers: Readers,
     paces: Paces,
+}
+
+/// A ClusterRoleBinding to apply. As a JSON value, its subjects would take three times the memory of the text.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RequestersBinding<'a> {
+    api_version: String,
+    kind: &'static str,
+    metadata: Value,
+    role_ref: Value,
+    subjects: &'a [Subject],
 }
 
 /// The result of a change.
@@ -247,6 +259,7 @@ impl Reconciler {
             return None;
         }
         let now = Instant::now();
+        paces.forget_quiet(now);
         if !std::mem::replace(began, true) {
             let had = present.iter().flat_map(|subjects| accounts_of(subjects));
             let had =
@@ -323,6 +336,8 @@ impl Reconciler {
         if let Some(at) = self.tell(term, &opted_in, by_pod).await {
             later(at);
         }
+        // Then all of them take no room any more.
+        term.paces.all_quiet_at(Instant::now()).into_iter().for_each(later);
         next
     }
 
@@ -367,20 +382,20 @@ impl Reconciler {
     }
 
     /// Writes a change. `uid`: of the binding that goes.
-    async fn write(&self, change: &Change, uid: Option<String>) -> Result<Written, ApiServerError> {
+    async fn write(&self, change: &Change, uid: Option<Uid>) -> Result<Written, ApiServerError> {
         // Apply names its object even where it makes it, so that the right to do so is bound to the name.
         let params = PatchParams::apply(FIELD_MANAGER).force();
         match change {
             Change::Requesters(number, subjects) => {
                 let api: Api<ClusterRoleBinding> = Api::all(self.client.clone());
                 let name = spread::name(*number);
-                let binding = json!({
-                    "apiVersion": format!("{RBAC}/v1"),
-                    "kind": "ClusterRoleBinding",
-                    "metadata": {"name": name},
-                    "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": REQUESTER_ROLE},
-                    "subjects": subjects,
-                });
+                let binding = RequestersBinding {
+                    api_version: format!("{RBAC}/v1"),
+                    kind: "ClusterRoleBinding",
+                    metadata: json!({"name": name}),
+                    role_ref: json!({"apiGroup": RBAC, "kind": "ClusterRole", "name": REQUESTER_ROLE}),
+                    subjects,
+                };
                 let written = within(api.patch(&name, &params, &Patch::Apply(&binding))).await?;
                 Ok(Written::Requesters(*number, written.subjects.unwrap_or_default()))
             }
@@ -423,10 +438,11 @@ impl Reconciler {
 }
 
 /// Deletes the object of that uid, if it is there.
-async fn delete<K>(api: &Api<K>, name: &str, uid: Option<String>) -> Result<(), ApiServerError>
+async fn delete<K>(api: &Api<K>, name: &str, uid: Option<Uid>) -> Result<(), ApiServerError>
 where
     K: Clone + DeserializeOwned + fmt::Debug,
 {
+    let uid = uid.map(|uid| uid.to_string());
     let params =
         DeleteParams { preconditions: Some(Preconditions { uid, resource_version: None }), ..DeleteParams::default() };
     match within(api.delete(name, &params)).await {

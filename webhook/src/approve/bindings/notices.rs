@@ -4,24 +4,27 @@ use etcd_tls_contract::names::{DYNAMIC, LABEL};
 use k8s_openapi::api::{core::v1::ObjectReference, rbac::v1::RoleRef};
 
 use super::{RBAC, SIGN_BINDING, SignBinding, TRUST_ROLE, graced::MAX_OF_NAMESPACE, readers::READER};
-use crate::controller::events::{
-    Notice,
-    reasons::{FOREIGN_BINDING, TOO_MANY_ACCOUNTS},
+use crate::controller::{
+    events::{
+        Notice,
+        reasons::{FOREIGN_BINDING, TOO_MANY_ACCOUNTS},
+    },
+    ids::Uid,
 };
 
-fn role_binding(namespace: &str, name: &str, uid: Option<&str>) -> ObjectReference {
+fn role_binding(namespace: &str, name: &str, uid: Option<&Uid>) -> ObjectReference {
     ObjectReference {
         api_version: Some(format!("{RBAC}/v1")),
         kind: Some("RoleBinding".to_owned()),
         namespace: Some(namespace.to_owned()),
         name: Some(name.to_owned()),
-        uid: uid.map(str::to_owned),
+        uid: uid.map(ToString::to_string),
         ..ObjectReference::default()
     }
 }
 
 /// A RoleBinding of the name of those who watch trust that binds another role.
-pub(super) fn foreign_reader(namespace: &str, uid: Option<&str>) -> Notice {
+pub(super) fn foreign_reader(namespace: &str, uid: Option<&Uid>) -> Notice {
     Notice {
         regarding: role_binding(namespace, READER, uid),
         reason: FOREIGN_BINDING,
@@ -35,7 +38,7 @@ pub(super) fn foreign_reader(namespace: &str, uid: Option<&str>) -> Notice {
 /// A RoleBinding of our name that binds another role.
 pub(super) fn foreign_binding(namespace: &str, binding: &SignBinding, role: &RoleRef) -> Notice {
     Notice {
-        regarding: role_binding(namespace, SIGN_BINDING, binding.uid.as_deref()),
+        regarding: role_binding(namespace, SIGN_BINDING, binding.uid.as_ref()),
         reason: FOREIGN_BINDING,
         note: format!(
             "RoleBinding {SIGN_BINDING} binds {} {}, not ClusterRole {TRUST_ROLE}: the trust of this namespace's clusters cannot be \

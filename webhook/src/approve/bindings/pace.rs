@@ -50,20 +50,32 @@ impl Paces {
         (pace.wait, pace.not_before) = (Some(wait), now + wait);
     }
 
-    /// Forgets each that could be written at once and has not failed of late; not at every call, since they may be many.
-    fn prune(&mut self, now: Instant) {
-        if self.0.len() < self.1 {
-            return;
-        }
-        self.0.retain(|_, pace| pace.whole_at > now || pace.wait.is_some_and(|wait| pace.not_before + wait * 2 > now));
+    /// Forgets each that could be written at once and has not failed of late.
+    pub(super) fn forget_quiet(&mut self, now: Instant) {
+        self.0.retain(|_, pace| pace.quiet_at() > now);
         self.1 = (self.0.len() * 2).max(FEW);
     }
 
+    /// When [`Self::forget_quiet`] forgets all that are there now; `None`: there is none.
+    pub(super) fn all_quiet_at(&self, now: Instant) -> Option<Instant> {
+        self.0.values().map(Pace::quiet_at).max().filter(|at| *at > now)
+    }
+
     fn of(&mut self, name: &str, now: Instant) -> &mut Pace {
-        self.prune(now);
+        // Not at every call, since they may be many.
+        if self.0.len() >= self.1 {
+            self.forget_quiet(now);
+        }
         let pace = self.0.entry(name.to_owned()).or_insert(Pace { whole_at: now, wait: None, not_before: now });
         pace.whole_at = pace.whole_at.max(now) + REFILL;
         pace
+    }
+}
+
+impl Pace {
+    /// From when on it is as one that was never written.
+    fn quiet_at(&self) -> Instant {
+        self.wait.map_or(self.whole_at, |wait| self.whole_at.max(self.not_before + wait * 2))
     }
 }
 
@@ -104,6 +116,20 @@ mod tests {
         assert!(now - start > Duration::from_secs(120), "{:?}", now - start);
         assert!(paces.not_before("a", now + MAX_WAIT).is_none(), "never longer than that");
         assert_eq!(paces.not_before("b", now), None);
+    }
+
+    #[test]
+    fn those_of_a_burst_take_no_room_when_it_is_over() {
+        let now = Instant::now();
+        let mut paces = Paces::default();
+        assert_eq!(paces.all_quiet_at(now), None);
+        (0..1000).for_each(|n| paces.written(&format!("ns-{n}"), now));
+        paces.failed("failing", now);
+        let at = paces.all_quiet_at(now).unwrap_or(now);
+        paces.forget_quiet(now + REFILL - Duration::from_millis(1));
+        assert_eq!(paces.0.len(), 1001);
+        paces.forget_quiet(at);
+        assert!(now < at && at <= now + REFILL && paces.0.is_empty(), "{:?}", at - now);
     }
 
     #[test]

@@ -28,6 +28,7 @@ use super::{
 };
 use crate::controller::{
     facts::{LeanPod, has_finished},
+    ids::Uid,
     listed::{Event, Key, Listed, key},
 };
 
@@ -66,7 +67,7 @@ pub(super) struct Change {
     /// The object to apply; `None`: it goes.
     pub(super) object: Option<Value>,
     /// Of the object that goes.
-    pub(super) uid: Option<String>,
+    pub(super) uid: Option<Uid>,
 }
 
 impl fmt::Display for Change {
@@ -79,7 +80,7 @@ impl fmt::Display for Change {
 /// The kept facts of one of the two.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Kept {
-    uid: Option<String>,
+    uid: Option<Uid>,
     /// It has our label. A Role that a person made in a namespace that has not opted in is left alone.
     ours: bool,
     /// A RoleBinding of another role, which cannot be changed.
@@ -100,7 +101,7 @@ pub(super) struct Readers {
     /// The names of before the term are among [`Self::names`].
     began: bool,
     /// The namespaces in which somebody else's RoleBinding has our name and keeps accounts from the right, with its uid.
-    foreign: Vec<(String, Option<String>)>,
+    foreign: Vec<(String, Option<Uid>)>,
 }
 
 impl Readers {
@@ -204,8 +205,8 @@ impl Readers {
     }
 
     /// The namespaces in which somebody else's RoleBinding has our name, with its uid.
-    pub(super) fn foreign(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
-        self.foreign.iter().map(|(namespace, uid)| (namespace.as_str(), uid.as_deref()))
+    pub(super) fn foreign(&self) -> impl Iterator<Item = (&str, Option<&Uid>)> {
+        self.foreign.iter().map(|(namespace, uid)| (namespace.as_str(), uid.as_ref()))
     }
 
     /// Takes what was written.
@@ -282,7 +283,7 @@ fn digest_of_subjects<'a>(subjects: impl Iterator<Item = &'a Subject>) -> u64 {
 fn kept(metadata: &ObjectMeta, digest: u64) -> Kept {
     let ours = |labels: &BTreeMap<String, String>| labels.get(OUR_LABEL.0).is_some_and(|value| value == OUR_LABEL.1);
     Kept {
-        uid: metadata.uid.clone(),
+        uid: metadata.uid.as_deref().map(Uid::from),
         ours: metadata.labels.as_ref().is_some_and(ours),
         foreign: false,
         digest,

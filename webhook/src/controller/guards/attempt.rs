@@ -183,7 +183,7 @@ impl Attempt {
                     .iter()
                     .flat_map(|map| map.iter())
                     .filter(|(_, facts)| facts.opted_in && !facts.deleting)
-                    .map(|(name, _)| name.clone())
+                    .map(|(name, _)| name.to_string())
                     .take(NAMESPACES)
                     .collect();
                 for namespace in opted_in {

@@ -68,12 +68,13 @@ fn who_else_has_an_address_is_known_while_it_lives() {
     state.hold("uid-a", a.ips.clone(), now);
     state.hold("unknown", a.ips.clone(), now + hour);
     assert_eq!(state.held.len(), 1);
-    assert_eq!(state.held["uid-a"], [(a.ips[0], now + hour)]);
+    assert_eq!(state.held[&Uid::from("uid-a")], [(a.ips[0], now + hour)]);
     for n in 0..10 * MAX_CLAIMS {
         let ip = IpAddr::from([10, 1, u8::try_from(n / 250).unwrap(), u8::try_from(n % 250).unwrap()]);
         state.hold("uid-a", [ip], now);
     }
-    assert!(state.held["uid-a"].len() <= MAX_CLAIMS && state.held["uid-a"].contains(&(a.ips[0], now + hour)));
+    let held = &state.held[&Uid::from("uid-a")];
+    assert!(held.len() <= MAX_CLAIMS && held.contains(&(a.ips[0], now + hour)));
     // A change of the pod takes nothing; its end takes all.
     state.take(Event::Applied(pod("a", on("n", "10.0.0.3"))));
     assert_eq!(state.held.len(), 1);
@@ -104,6 +105,20 @@ fn only_a_state_no_older_than_the_request_is_used() {
     for (pod, version) in [("a", "8"), ("gone", "8"), ("a", "x"), ("a", ""), ("web", "7")] {
         assert_eq!(state.watched(&bound(pod), version), None, "{pod} {version}");
     }
+}
+
+#[test]
+fn pods_of_a_node_share_it_and_nodes_that_are_gone_are_forgotten() {
+    let mut state = State::default();
+    let on = |node: usize| move |p: &mut Value| p["spec"]["nodeName"] = json!(format!("node-{node}"));
+    state.take(Event::Applied(pod("a", on(0))));
+    state.take(Event::Applied(pod("b", on(0))));
+    let node = |name: &str| Arc::clone(&state.pods.get("ns", name).unwrap().node);
+    assert!(Arc::ptr_eq(&node("a"), &node("b")));
+    for n in 0..10_000 {
+        state.take(Event::Applied(pod("a", on(n))));
+    }
+    assert!(state.all_nodes.0.len() < 100, "{}", state.all_nodes.0.len());
 }
 
 #[test]

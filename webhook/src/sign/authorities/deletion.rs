@@ -9,7 +9,10 @@ use super::{
     quota::{Entry, Held},
 };
 use crate::{
-    controller::client::{ApiServerError, within},
+    controller::{
+        client::{ApiServerError, within},
+        ids::Uid,
+    },
     sign::cache::objects::Facts,
 };
 
@@ -18,11 +21,7 @@ impl Authorities {
     ///
     /// # Errors
     /// The API server's; somebody wrote the Secret meanwhile.
-    pub(in crate::sign) async fn retire(
-        &self,
-        entry: &Entry,
-        now: SystemTime,
-    ) -> Result<Option<Box<str>>, ApiServerError> {
+    pub(in crate::sign) async fn retire(&self, entry: &Entry, now: SystemTime) -> Result<Option<Uid>, ApiServerError> {
         // A request that is granted meanwhile waits here, and gets a new CA.
         let mut held = entry.held.lock().await;
         let Held::Ready(ready) = &*held else { return Ok(None) };
@@ -39,7 +38,7 @@ impl Authorities {
         // Also after an error: it may have been deleted.
         *held = Held::Unknown;
         deleted?;
-        Ok(Some(uid.into()))
+        Ok(Some(uid.as_str().into()))
     }
 
     /// Deletes the CA of a namespace that is gone.

@@ -58,6 +58,11 @@ const fn is_zero(seconds: &u64) -> bool {
 }
 
 impl Issued {
+    /// Of no certificate.
+    pub(super) const fn none() -> Self {
+        Self { leaves: Lean::none(), since: 0, lacking_until: 0 }
+    }
+
     /// Records a certificate. Expired ones are removed; beyond the limit, those that expire first.
     pub(crate) fn note(&mut self, serial: &str, mut leaf: Leaf) {
         if self.since == 0 {

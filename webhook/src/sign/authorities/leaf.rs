@@ -38,7 +38,7 @@ struct Of {
 
 /// A [`csr::key_digest`].
 #[derive(Clone, PartialEq, Eq)]
-enum Key {
+pub(super) enum Key {
     Digest([u8; 16]),
     /// One that is no digest of this version: empty in records of earlier ones.
     Other(Box<str>),
@@ -116,8 +116,14 @@ impl Of {
     }
 }
 
+impl Default for Key {
+    fn default() -> Self {
+        Self::Other(Box::default())
+    }
+}
+
 impl Key {
-    fn new(text: &str) -> Self {
+    pub(super) fn new(text: &str) -> Self {
         let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
         let digest = (text.len() == 32 && text.bytes().all(is_digit)).then(|| u128::from_str_radix(text, 16).ok());
         digest.flatten().map_or_else(|| Self::Other(text.into()), |digest| Self::Digest(digest.to_be_bytes()))
@@ -308,6 +314,24 @@ pub(super) const fn chunk(bytes: usize) -> usize {
         0 => 0,
         1..=24 => 32,
         _ => (bytes + 8).next_multiple_of(16),
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.text().fmt(f)
+    }
+}
+
+impl Serialize for Key {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.text().serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Cow::<'_, str>::deserialize(deserializer).map(|text| Self::new(&text))
     }
 }
 

@@ -23,11 +23,16 @@ pub(super) struct Lean<V> {
 
 impl<V> Default for Lean<V> {
     fn default() -> Self {
-        Self { few: Vec::new(), many: None }
+        Self::none()
     }
 }
 
 impl<V> Lean<V> {
+    /// Without entries.
+    pub(super) const fn none() -> Self {
+        Self { few: Vec::new(), many: None }
+    }
+
     fn place(&self, key: &str) -> Result<usize, usize> {
         self.few.binary_search_by(|(other, _)| (**other).cmp(key))
     }

@@ -130,7 +130,8 @@ impl Authorities {
                 self.changed.notify_one();
                 let secret =
                     SecretMetadata::of(made.metadata, name).map_err(|e| Unavailable::Unusable(e.to_string()))?;
-                Ok(Ready { namespace: uid.into(), stored, secret, type_: made.type_, compared: true })
+                let type_ = made.type_.map(Into::into);
+                Ok(Ready { namespace: uid.into(), stored, secret, type_, compared: true })
             }
             Err(error) if error.code() == Some(409) => {
                 let found = within(self.secrets().get(secret)).await?;
@@ -144,7 +145,7 @@ impl Authorities {
     /// The namespace's uid, and whether it is opted in.
     pub(super) fn namespace(&self, name: &SignerName) -> Result<(String, bool), Unavailable> {
         let namespaces = self.namespaces.borrow().clone();
-        let namespace = namespaces.as_ref().and_then(|n| n.get(&name.namespace));
+        let namespace = namespaces.as_ref().and_then(|n| n.get(&*name.namespace));
         match namespace {
             Some(facts) if facts.deleting => {
                 Err(Unavailable::NotYet(format!("namespace {} is being deleted", name.namespace)))
@@ -234,7 +235,8 @@ fn list_of(name: &SignerName, object: &ConfigMap) -> Option<Crl> {
 fn read(secret: &Secret, name: &SignerName, uid: &str, now: SystemTime) -> Result<Ready, StateError> {
     let stored = Stored::read(secret.data.as_ref().unwrap_or(&BTreeMap::new()), now)?;
     let metadata = SecretMetadata::of(secret.metadata.clone(), name).map_err(|e| StateError::State(e.to_string()))?;
-    Ok(Ready { namespace: uid.into(), stored, secret: metadata, type_: secret.type_.clone(), compared: false })
+    let type_ = secret.type_.as_deref().map(Into::into);
+    Ok(Ready { namespace: uid.into(), stored, secret: metadata, type_, compared: false })
 }
 
 /// A CA of our own making.

@@ -21,7 +21,10 @@ use super::{
     state::{Stored, secret_metadata},
     unwritten::Unwritten,
 };
-use crate::sign::marks::UID_ANNOTATION;
+use crate::{
+    controller::ids::{Uid, Version},
+    sign::marks::UID_ANNOTATION,
+};
 
 /// The known state of an authority.
 #[derive(Debug, Default)]
@@ -51,11 +54,11 @@ impl Held {
 #[derive(Debug)]
 pub(in crate::sign) struct Ready {
     /// The uid of its namespace: one that is made again under the name has authorities of its own.
-    pub(in crate::sign) namespace: Box<str>,
+    pub(in crate::sign) namespace: Uid,
     pub(in crate::sign) stored: Stored,
     pub(in crate::sign) secret: SecretMetadata,
     /// The API server lets nobody change a Secret's type, and one restored by hand may have another.
-    pub(in crate::sign) type_: Option<String>,
+    pub(in crate::sign) type_: Option<Box<str>>,
     /// Whether the published revocation list was compared with it. Until then no other list is signed or published.
     pub(in crate::sign) compared: bool,
 }
@@ -63,15 +66,15 @@ pub(in crate::sign) struct Ready {
 /// A Secret's metadata, without what the API server keeps when it is not sent: who wrote which field, and when it was made.
 #[derive(Debug)]
 pub(in crate::sign) struct SecretMetadata {
-    uid: Option<Box<str>>,
-    version: Option<Box<str>>,
+    uid: Option<Uid>,
+    version: Option<Version>,
     rest: Rest,
 }
 
 #[derive(Debug)]
 enum Rest {
     /// As it is made for a namespace of this uid.
-    Made(Box<str>),
+    Made(Uid),
     /// JSON of all of it: it has others' labels, or was restored by hand.
     Other(Box<str>),
 }
@@ -83,13 +86,13 @@ impl SecretMetadata {
     /// It has no text.
     pub(in crate::sign) fn of(metadata: ObjectMeta, authority: &SignerName) -> Result<Self, serde_json::Error> {
         let (uid, version) =
-            (metadata.uid.as_deref().map(Into::into), metadata.resource_version.as_deref().map(Into::into));
+            (metadata.uid.as_deref().map(Uid::from), metadata.resource_version.as_deref().map(Version::from));
         let annotations = metadata.annotations.as_ref();
         let of = annotations.and_then(|annotations| annotations.get(UID_ANNOTATION)).cloned().unwrap_or_default();
         let metadata = ObjectMeta { managed_fields: None, creation_timestamp: None, ..metadata };
         let bare = ObjectMeta { uid: None, resource_version: None, namespace: None, ..metadata.clone() };
         let rest = if bare == secret_metadata(&of, authority) {
-            Rest::Made(of.into())
+            Rest::Made(of.as_str().into())
         } else {
             Rest::Other(serde_json::to_string(&metadata)?.into())
         };
@@ -102,10 +105,10 @@ impl SecretMetadata {
     /// The text is not what was written.
     pub(in crate::sign) fn object(&self, authority: &SignerName) -> Result<ObjectMeta, serde_json::Error> {
         Ok(ObjectMeta {
-            uid: self.uid.as_deref().map(Into::into),
-            resource_version: self.version.as_deref().map(Into::into),
+            uid: self.uid.as_ref().map(ToString::to_string),
+            resource_version: self.version.as_ref().map(ToString::to_string),
             ..match &self.rest {
-                Rest::Made(of) => secret_metadata(of, authority),
+                Rest::Made(of) => secret_metadata(&of.to_string(), authority),
                 Rest::Other(json) => serde_json::from_str(json)?,
             }
         })
@@ -114,7 +117,7 @@ impl SecretMetadata {
 
 /// One authority.
 pub(in crate::sign) struct Entry {
-    pub(in crate::sign) name: SignerName,
+    pub(in crate::sign) name: Arc<SignerName>,
     pub(in crate::sign) held: Mutex<Held>,
     /// Certificates that were recorded, but not written into the Secret: the state may be dropped and read again meanwhile.
     unwritten: StdMutex<Unwritten>,
@@ -166,7 +169,7 @@ pub(in crate::sign) struct Quota {
     /// By namespace.
     entries: HashMap<Box<str>, Vec<Arc<Entry>>>,
     /// Those that have a Secret, by namespace.
-    kept: Option<HashMap<Box<str>, Vec<SignerName>>>,
+    kept: Option<HashMap<Box<str>, Vec<Arc<SignerName>>>>,
     records: Arc<Records>,
 }
 
@@ -177,10 +180,10 @@ impl Quota {
     }
 
     /// Notes which authorities have a Secret.
-    pub(in crate::sign) fn listed(&mut self, kept: &BTreeSet<SignerName>) {
-        let mut by_namespace: HashMap<Box<str>, Vec<SignerName>> = HashMap::new();
+    pub(in crate::sign) fn listed(&mut self, kept: &BTreeSet<Arc<SignerName>>) {
+        let mut by_namespace: HashMap<Box<str>, Vec<Arc<SignerName>>> = HashMap::new();
         for name in kept {
-            add(&mut by_namespace, &name.namespace, name.clone());
+            add(&mut by_namespace, &name.namespace, Arc::clone(name));
         }
         self.kept = Some(by_namespace);
     }
@@ -192,8 +195,9 @@ impl Quota {
         }
         let kept = self.kept.as_ref().ok_or(QuotaError::NotListed)?.get(name.namespace.as_str());
         let here = self.entries.get(name.namespace.as_str()).map(Vec::as_slice).unwrap_or_default();
-        if !kept.is_some_and(|kept| kept.contains(name)) {
-            let has_entry = |kept: &SignerName| here.iter().any(|entry| entry.name == *kept);
+        let known = kept.into_iter().flatten().find(|kept| ***kept == *name).cloned();
+        if known.is_none() {
+            let has_entry = |kept: &SignerName| here.iter().any(|entry| *entry.name == *kept);
             let without_entry = kept.into_iter().flatten().filter(|kept| !has_entry(kept)).count();
             let count = here.len() + without_entry;
             if count >= bounds.per_namespace {
@@ -209,8 +213,8 @@ impl Quota {
             }
         }
         let share = Share::of(Arc::clone(&self.records));
-        let entry =
-            Arc::new(Entry { name: name.clone(), held: Mutex::default(), unwritten: StdMutex::default(), share });
+        let entry_name = known.unwrap_or_else(|| Arc::new(name.clone()));
+        let entry = Arc::new(Entry { name: entry_name, held: Mutex::default(), unwritten: StdMutex::default(), share });
         add(&mut self.entries, &name.namespace, Arc::clone(&entry));
         Ok(entry)
     }
@@ -225,7 +229,7 @@ impl Quota {
 
     /// An authority's entry, if it has one.
     pub(in crate::sign) fn get(&self, name: &SignerName) -> Option<Arc<Entry>> {
-        self.entries.get(name.namespace.as_str())?.iter().find(|entry| entry.name == *name).cloned()
+        self.entries.get(name.namespace.as_str())?.iter().find(|entry| *entry.name == *name).cloned()
     }
 
     /// True if it is known which authorities have a Secret.
@@ -236,7 +240,7 @@ impl Quota {
     /// Whether an authority has a Secret; `None`: the Secrets are not listed yet.
     pub(in crate::sign) fn has_secret(&self, name: &SignerName) -> Option<bool> {
         let kept = self.kept.as_ref()?;
-        Some(kept.get(name.namespace.as_str()).is_some_and(|here| here.contains(name)))
+        Some(kept.get(name.namespace.as_str()).is_some_and(|here| here.iter().any(|kept| **kept == *name)))
     }
 
     /// True if an authority has neither an entry nor a Secret. `false` while the Secrets are not listed.
@@ -252,13 +256,13 @@ impl Quota {
     /// Removes the entry of an authority whose namespace is gone.
     pub(in crate::sign) fn remove(&mut self, name: &SignerName) {
         if let Some(here) = self.entries.get_mut(name.namespace.as_str()) {
-            here.retain(|entry| entry.name != *name);
+            here.retain(|entry| *entry.name != *name);
         }
     }
 
     /// Removes the entries that are not in use, hold no key and are not `wanted`, and returns their names. This frees quota
     /// after an operator deletes the trust ConfigMap and the Secrets of a deleted cluster.
-    pub(in crate::sign) fn remove_idle(&mut self, wanted: &BTreeSet<SignerName>) -> Vec<SignerName> {
+    pub(in crate::sign) fn remove_idle(&mut self, wanted: &BTreeSet<Arc<SignerName>>) -> Vec<Arc<SignerName>> {
         let mut removed = Vec::new();
         self.entries.retain(|_, here| {
             here.retain(|entry| {
@@ -266,7 +270,7 @@ impl Quota {
                     && Arc::strong_count(entry) == 1
                     && entry.held.try_lock().is_ok_and(|held| !matches!(*held, Held::Ready(_)));
                 if idle {
-                    removed.push(entry.name.clone());
+                    removed.push(Arc::clone(&entry.name));
                 }
                 !idle
             });
@@ -330,10 +334,10 @@ impl Entry {
 
     /// Has the Secret read again, if it is not as it was read or written last. `version`: its resourceVersion, `None` where
     /// there is none.
-    pub(in crate::sign) async fn changed_outside(&self, version: Option<&str>) {
+    pub(in crate::sign) async fn changed_outside(&self, version: Option<&Version>) {
         let mut held = self.held.lock().await;
         let known = match &*held {
-            Held::Ready(ready) => ready.secret.version.as_deref(),
+            Held::Ready(ready) => ready.secret.version.as_ref(),
             Held::Unknown => return,
             Held::Lost | Held::Unusable => None,
         };
@@ -353,8 +357,8 @@ mod tests {
         format!("peer.etcd-tls.dev/{text}").parse().unwrap()
     }
 
-    fn names(texts: &[&str]) -> BTreeSet<SignerName> {
-        texts.iter().map(|text| name(text)).collect()
+    fn names(texts: &[&str]) -> BTreeSet<Arc<SignerName>> {
+        texts.iter().map(|text| Arc::new(name(text))).collect()
     }
 
     const fn bounds(per_namespace: usize, in_all: usize) -> Bounds {
@@ -464,7 +468,7 @@ mod tests {
         assert_eq!(taken(&mut quota, "a.wanted"), Ok(()));
         assert!(quota.remove_idle(&names(&["a.wanted"])).is_empty());
         drop(used);
-        assert_eq!(quota.remove_idle(&names(&["a.wanted"])), [name("a.used")]);
+        assert_eq!(quota.remove_idle(&names(&["a.wanted"])), [Arc::new(name("a.used"))]);
         assert_eq!(taken(&mut quota, "a.new"), Ok(()));
     }
 }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     epoch::{seconds, time},
     issued::{Issued, whole},
+    leaf::Key,
     quorum::{MemberCounts, Unrecorded},
 };
 use crate::{
@@ -51,7 +52,7 @@ struct Record {
     /// The number of the last list.
     number: u64,
     /// The generation of the CA that signed it.
-    signed_by: String,
+    signed_by: Key,
     /// By serial number.
     entries: BTreeMap<String, Entry>,
     /// Pods that get no certificate any more, by uid.
@@ -60,18 +61,28 @@ struct Record {
     /// Digests of compromised keys, for which nothing is issued, and until when: seconds of the Unix epoch.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     keys: BTreeMap<String, u64>,
-    /// The answer to the last request.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    answer: Option<Answer>,
+    /// The last request; most have none.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    answered: Option<Box<Answered>>,
+}
+
+/// A request that is answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Answered {
+    /// The answer.
+    answer: Answer,
     /// Certificates that it was about.
+    #[serde(default)]
     count: usize,
     /// When it was answered, in seconds of the Unix epoch.
+    #[serde(default)]
     at: u64,
     /// Pods that use what it named and left.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     in_use: Vec<InUse>,
     /// [`Report::lacked_before`].
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     lacked_before: Option<u64>,
 }
 
@@ -155,15 +166,14 @@ impl Revoked {
     }
 
     /// The answer to the last request.
-    pub(crate) const fn answer(&self) -> Option<&Answer> {
-        self.record.answer.as_ref()
+    pub(crate) fn answer(&self) -> Option<&Answer> {
+        self.record.answered.as_ref().map(|answered| &answered.answer)
     }
 
     /// The report on the last request.
     pub(crate) fn report(&self) -> Option<Report> {
-        let Record { answer, count, at, in_use, lacked_before, .. } = &self.record;
-        let (answer, in_use, lacked_before) = (Some(answer.clone()?), in_use.clone(), *lacked_before);
-        Some(Report { answer, count: *count, at: Some(*at), in_use, lacked_before, lacks_before: None })
+        let Answered { answer, count, at, in_use, lacked_before } = Answered::clone(self.record.answered.as_ref()?);
+        Some(Report { answer: Some(answer), count, at: Some(at), in_use, lacked_before, lacks_before: None })
     }
 
     /// True if the holder of this uid gets no certificate any more.
@@ -332,23 +342,21 @@ impl Revoked {
                 }
             }
         };
-        let record = &mut self.record;
-        (record.answer, record.count, record.at, record.in_use) = (Some(answer), count, seconds(now), in_use);
-        record.lacked_before = known.issued.lacks_before(now);
+        let (at, lacked_before) = (seconds(now), known.issued.lacks_before(now));
+        self.record.answered = Some(Box::new(Answered { answer, count, at, in_use, lacked_before }));
         objected
     }
 
     /// Changes nothing, and says why.
     pub(crate) fn leave(&mut self, request: &Request, why: &str, now: SystemTime) {
-        let record = &mut self.record;
-        (record.answer, record.count, record.at) = (Some(request.refused(why)), 0, seconds(now));
-        record.in_use.clear();
-        record.lacked_before = None;
+        let (answer, at) = (request.refused(why), seconds(now));
+        self.record.answered =
+            Some(Box::new(Answered { answer, count: 0, at, in_use: Vec::new(), lacked_before: None }));
     }
 
     /// True if the last request was refused.
     pub(crate) fn refuses(&self) -> bool {
-        self.record.answer.as_ref().is_some_and(|answer| !answer.accepted)
+        self.answer().is_some_and(|answer| !answer.accepted)
     }
 
     /// Takes out what has ended, and signs a list where the last one says something else or is not `authority`'s. The number is
@@ -369,7 +377,7 @@ impl Revoked {
         if !authority.signs_lists() {
             return Ok(self.list.take().is_some() || changed);
         }
-        let generation = authority.generation();
+        let generation = Key::new(&authority.generation());
         let listed: BTreeSet<&String> = self.list.iter().flat_map(|list| list.entries().keys()).collect();
         let stale = self.record.signed_by != generation || !listed.into_iter().eq(self.record.entries.keys());
         if (self.list.is_none() || stale) && now < authority.not_after() {

@@ -76,14 +76,14 @@ pub(in crate::sign) struct Stored {
 pub(in crate::sign) struct State {
     /// The rollover under way.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(in crate::sign) rollover: Option<Rollover>,
+    pub(in crate::sign) rollover: Option<Box<Rollover>>,
     /// Every leaf of the active CA ends before this. It is set well beyond the leaf that moves it, so that most leaves
     /// move nothing and cost no write.
     #[serde(with = "rfc3339::option", skip_serializing_if = "Option::is_none")]
     pub(in crate::sign) leaves_until: Option<SystemTime>,
     /// The answer to the last request.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(in crate::sign) answer: Option<Answer>,
+    pub(in crate::sign) answer: Option<Box<Answer>>,
     /// Since when nobody uses it, as far as the signer knows: see [`Stored::rests`].
     #[serde(with = "rfc3339::option", skip_serializing_if = "Option::is_none")]
     pub(in crate::sign) idle_since: Option<SystemTime>,
@@ -268,7 +268,7 @@ impl Stored {
                 if let (Some(next), Some(rollover)) = (after.next.take(), after.state.rollover.take()) {
                     after.old = Some(self.active.bundle().clone());
                     after.active = next;
-                    after.state.rollover = Some(rollover.change_over(self.state.leaves_until, now));
+                    after.state.rollover = Some(Box::new(rollover.change_over(self.state.leaves_until, now)));
                     after.state.leaves_until = None;
                 }
             }
@@ -284,7 +284,7 @@ impl Stored {
         let (old, new) = (self.active.generation(), next.generation());
         self.next = Some(Arc::new(next));
         let accepted = BTreeSet::from([self.bundle().digest()]);
-        self.state.rollover = Some(Rollover::publish(trigger, &old, &new, accepted, now));
+        self.state.rollover = Some(Box::new(Rollover::publish(trigger, &old, &new, accepted, now)));
     }
 
     /// Makes room for a leaf that ends at `not_after`. Returns true if the state changed, and must be persisted before the leaf

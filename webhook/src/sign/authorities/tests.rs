@@ -116,7 +116,7 @@ async fn a_certificate_of_an_authority_that_is_to_be_read_again_is_recorded_by_w
     let now = SystemTime::now();
     let policy = Arc::new(Policy::default());
     let facts = namespaces::NamespaceFacts { uid: "u".to_owned(), opted_in: true, deleting: false, hosts: false };
-    let namespaces = Some(Arc::new(BTreeMap::from([("prod".to_owned(), facts)])));
+    let namespaces = Some(Arc::new(BTreeMap::from([("prod".into(), Arc::new(facts))])));
     let (server, (_sender, receiver)) = (Holds::default(), tokio::sync::watch::channel(namespaces));
     let authorities = authorities_at(Client::new(server.clone(), "default"), &policy, receiver);
     let signer: SignerName = "client.etcd-tls.dev/prod.etcd".parse().unwrap();
@@ -168,7 +168,7 @@ async fn an_authority_of_a_namespace_that_was_made_again_issues_and_publishes_no
     let policy = Arc::new(Policy::default());
     let facts =
         |uid: &str| namespaces::NamespaceFacts { uid: uid.to_owned(), opted_in: true, deleting: false, hosts: false };
-    let map = |uid| Some(Arc::new(BTreeMap::from([("prod".to_owned(), facts(uid))])));
+    let map = |uid| Some(Arc::new(BTreeMap::from([("prod".into(), Arc::new(facts(uid)))])));
     let (sender, receiver) = tokio::sync::watch::channel(map("old"));
     let authorities = authorities_of(&policy, receiver);
     let signer: SignerName = "client.etcd-tls.dev/prod.etcd".parse().unwrap();

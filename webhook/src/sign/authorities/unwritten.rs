@@ -15,58 +15,76 @@ use super::issued::{Issued, Leaf};
 /// more often than this.
 pub(in crate::sign) const RECORD_WITHIN: Duration = Duration::from_secs(2);
 
-/// See the module.
+/// See the module. Of thousands, few have any.
 #[derive(Debug, Default)]
-pub(in crate::sign) struct Unwritten {
+pub(in crate::sign) struct Unwritten(Option<Box<Pending>>);
+
+#[derive(Debug, Default)]
+struct Pending {
     issued: Issued,
     since: Option<Instant>,
     lost: bool,
 }
 
+/// What is there of one that is written.
+static NONE: Issued = Issued::none();
+
 impl Unwritten {
+    fn pending(&mut self) -> &mut Pending {
+        self.0.get_or_insert_default()
+    }
+
     /// Keeps a certificate until it is written. Returns true if nothing else was to be written.
     pub(super) fn add(&mut self, serial: &str, leaf: Leaf, now: Instant) -> bool {
-        self.issued.note(serial, leaf);
-        let first = self.since.is_none();
-        self.since.get_or_insert(now);
+        let pending = self.pending();
+        pending.issued.note(serial, leaf);
+        let first = pending.since.is_none();
+        pending.since.get_or_insert(now);
         first
     }
 
     /// The record is lost. The next one is to say that it lacks what was issued before `now`, which ends at `end` at the latest, and
     /// which is not here. Returns false if that was noted before: it is the same loss.
     pub(super) fn lost(&mut self, now: SystemTime, end: SystemTime) -> bool {
-        if self.lost {
+        let pending = self.pending();
+        if pending.lost {
             return false;
         }
-        self.lost = true;
-        self.issued.lost(now, end);
-        self.since.get_or_insert_with(Instant::now);
+        pending.lost = true;
+        pending.issued.lost(now, end);
+        pending.since.get_or_insert_with(Instant::now);
         true
     }
 
     /// The entries that a record takes in when it was read again.
-    pub(super) const fn issued(&self) -> &Issued {
-        &self.issued
+    pub(super) fn issued(&self) -> &Issued {
+        self.0.as_ref().map_or(&NONE, |pending| &pending.issued)
     }
 
     /// See [`Issued::shrink_to`].
     pub(super) fn shrink_to(&mut self, bytes: usize) {
-        self.issued.shrink_to(bytes);
+        if let Some(pending) = &mut self.0 {
+            pending.issued.shrink_to(bytes);
+        }
     }
 
     /// True if all is written.
-    pub(super) const fn is_empty(&self) -> bool {
-        self.since.is_none()
+    pub(super) fn is_empty(&self) -> bool {
+        self.since().is_none()
     }
 
     /// All were written.
     pub(super) fn clear(&mut self) {
-        *self = Self::default();
+        self.0 = None;
+    }
+
+    fn since(&self) -> Option<Instant> {
+        self.0.as_ref()?.since
     }
 
     /// True if the record is to be written now.
     pub(in crate::sign) fn is_due(&self, now: Instant) -> bool {
-        self.since.is_some_and(|since| now.saturating_duration_since(since) >= RECORD_WITHIN)
+        self.since().is_some_and(|since| now.saturating_duration_since(since) >= RECORD_WITHIN)
     }
 }
 

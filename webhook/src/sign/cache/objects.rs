@@ -15,7 +15,8 @@ use tokio::sync::Notify;
 use super::watch::Watch;
 use crate::{
     controller::{
-        listed::{Event, Events, Listed, Metadata, Source, key},
+        ids::{Uid, Version},
+        listed::{Event, Events, Key, Listed, Metadata, Source, key},
         tasks::Tasks,
     },
     sign::marks::{CA_LABEL, KEEP_ANNOTATION, MANAGED_LABEL, SIGNER_ANNOTATION, UID_ANNOTATION},
@@ -39,11 +40,11 @@ const LONGEST_UID: usize = 64;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::sign) struct Facts {
     /// `metadata.uid`.
-    pub(in crate::sign) uid: Box<str>,
+    pub(in crate::sign) uid: Uid,
     /// `metadata.resourceVersion`.
-    pub(in crate::sign) resource_version: Box<str>,
+    pub(in crate::sign) resource_version: Version,
     /// Of the Secret of a CA: the authority, and the uid of its namespace.
-    pub(in crate::sign) authority: Option<(SignerName, Box<str>)>,
+    pub(in crate::sign) authority: Option<(Arc<SignerName>, Uid)>,
     /// True if it is kept though nobody uses it.
     pub(in crate::sign) kept: bool,
     /// The annotations that are requests to the signer: those of ours that end in `-request`.
@@ -70,11 +71,12 @@ impl Objects {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A namespace's, by name; `None`: not listed yet.
-    pub(in crate::sign) fn of(&self, namespace: &str) -> Option<BTreeMap<String, Arc<Facts>>> {
+    /// A namespace's, each with its name; `None`: not listed yet.
+    pub(in crate::sign) fn of(&self, namespace: &str) -> Option<Vec<(Arc<str>, Arc<Facts>)>> {
         let seen = self.lock();
-        let here = || seen.objects.of_namespace(namespace).map(|(name, facts)| (name.to_owned(), Arc::clone(facts)));
-        seen.objects.is_complete().then(|| here().collect())
+        let here = || seen.objects.iter().filter(|((of, _), _)| **of == *namespace);
+        let all = || here().map(|((_, name), facts)| (Arc::clone(name), Arc::clone(facts))).collect();
+        seen.objects.is_complete().then(all)
     }
 
     /// True if they are listed.
@@ -89,10 +91,9 @@ impl Objects {
     }
 
     /// Every namespace and name, if they are listed.
-    pub(in crate::sign) fn names(&self) -> Vec<(String, String)> {
+    pub(in crate::sign) fn names(&self) -> Vec<Key> {
         let seen = self.lock();
-        let names = || seen.objects.iter().map(|((namespace, name), _)| (namespace.to_string(), name.to_string()));
-        if seen.objects.is_complete() { names().collect() } else { Vec::new() }
+        if seen.objects.is_complete() { seen.objects.iter().map(|(key, _)| key.clone()).collect() } else { Vec::new() }
     }
 
     /// Watches the Secrets of a namespace, until what is returned is dropped.
@@ -217,8 +218,8 @@ fn facts(metadata: ObjectMeta, room: usize) -> Facts {
         requests = BTreeMap::new();
     }
     Facts {
-        uid: metadata.uid.unwrap_or_default().into(),
-        resource_version: metadata.resource_version.unwrap_or_default().into(),
+        uid: metadata.uid.as_deref().unwrap_or_default().into(),
+        resource_version: metadata.resource_version.as_deref().unwrap_or_default().into(),
         authority,
         kept,
         requests,
@@ -226,15 +227,15 @@ fn facts(metadata: ObjectMeta, room: usize) -> Facts {
 }
 
 /// The authority and the namespace's uid that a Secret says it is for.
-fn authority_of(secret: &ObjectMeta) -> Option<(SignerName, Box<str>)> {
+fn authority_of(secret: &ObjectMeta) -> Option<(Arc<SignerName>, Uid)> {
     let labels = secret.labels.as_ref()?;
     if [MANAGED_LABEL, CA_LABEL].iter().any(|(key, value)| labels.get(*key).is_none_or(|v| v != value)) {
         return None;
     }
     let annotations = secret.annotations.as_ref()?;
-    let name = annotations.get(SIGNER_ANNOTATION)?.parse().ok()?;
+    let name: SignerName = annotations.get(SIGNER_ANNOTATION)?.parse().ok()?;
     let uid = annotations.get(UID_ANNOTATION).filter(|uid| uid.len() <= LONGEST_UID)?;
-    Some((name, uid.as_str().into()))
+    Some((Arc::new(name), uid.as_str().into()))
 }
 
 /// The memory that annotations take, about.
@@ -280,11 +281,14 @@ mod tests {
         seen.take(Event::Complete, KIND);
         assert!(seen.objects.get("prod", "anybodys").is_none(), "a label makes no trust ConfigMap");
         let trust = seen.objects.get("prod", "etcd-tls-trust-etcd").unwrap();
-        assert_eq!((&*trust.uid, &*trust.resource_version, &trust.authority), ("u", "7", &None));
+        assert_eq!(
+            (&trust.uid, &trust.resource_version, &trust.authority),
+            (&Uid::from("u"), &Version::from("7"), &None)
+        );
         assert_eq!(trust.requests.values().collect::<Vec<_>>(), ["start 1"]);
         let secret = seen.objects.get("system", "etcd-tls-ca-1").unwrap();
         let (name, uid) = secret.authority.as_ref().unwrap();
-        assert_eq!((name.to_string().as_str(), &**uid), ("peer.etcd-tls.dev/prod.etcd", "n"));
+        assert_eq!((name.to_string().as_str(), uid), ("peer.etcd-tls.dev/prod.etcd", &Uid::from("n")));
         assert!(secret.requests.is_empty());
     }
 

@@ -24,21 +24,25 @@ use tokio::sync::Notify;
 use crate::{
     controller::{
         facts::{self, LeanPod},
+        ids::Uid,
         listed::{Event, Listed, key},
         namespaces, pods,
     },
     rollover::LivePod,
 };
 
+/// Pods of a namespace among which one of the same cluster is looked for.
+const BESIDE: usize = 64;
+
 /// The kept facts of a live pod that has opted in, or would have if its namespace had; neither finished nor being deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Member {
     /// `metadata.uid`.
-    uid: Box<str>,
-    /// The cluster of its certificates.
-    cluster: ClusterName,
-    /// In which roles.
-    roles: BTreeSet<Role>,
+    uid: Uid,
+    /// The cluster of its certificates. Pods of a namespace share it.
+    cluster: Arc<ClusterName>,
+    /// In which roles: for each of [`Role::ALL`].
+    roles: [bool; Role::ALL.len()],
     /// True if it has opted in by a label of its own.
     by_label: bool,
     /// True if it is on a node, with the sidecar that tells what its etcd has loaded. A pod that is on no node yet will
@@ -94,46 +98,35 @@ impl Pods {
 
     /// True if the pod of this name has this uid.
     pub(in crate::sign) fn is_there(&self, namespace: &str, name: &str, uid: &str) -> bool {
-        self.lock().get(namespace, name).is_some_and(|member| *member.uid == *uid)
+        self.lock().get(namespace, name).is_some_and(|member| member.uid == *uid)
     }
 
-    /// The clusters that pods need the trust of, by the pods' namespace; hosts read it in their cluster's.
+    /// The clusters that pods need the trust of, each with the pods' namespace; hosts read it in their cluster's.
     pub(in crate::sign) fn clusters(
         &self,
         namespaces: &namespaces::Map,
         policy: &Policy,
-    ) -> BTreeMap<String, BTreeSet<ClusterName>> {
-        let mut clusters: BTreeMap<String, BTreeSet<ClusterName>> = BTreeMap::new();
+    ) -> BTreeSet<(Arc<str>, Arc<ClusterName>)> {
+        let mut clusters = BTreeSet::new();
         let seen = self.lock();
         for ((namespace, _), member) in seen.iter().filter(|((ns, _), member)| member.counts(ns, namespaces)) {
             if member.allowed(namespace, policy).next().is_some() {
-                let here = match clusters.get_mut(&**namespace) {
-                    Some(here) => here,
-                    None => clusters.entry(namespace.to_string()).or_default(),
-                };
-                if !here.contains(&member.cluster) {
-                    here.insert(member.cluster.clone());
-                }
+                clusters.insert((Arc::clone(namespace), Arc::clone(&member.cluster)));
             }
         }
         for host in &policy.hosts {
-            clusters.entry(host.cluster.namespace.clone()).or_default().insert(host.cluster.clone());
+            clusters.insert((host.cluster.namespace.as_str().into(), Arc::new(host.cluster.clone())));
         }
         clusters
     }
 
     /// The clusters that a pod belongs to or may join, and those of hosts. Whether the pod's namespace has opted in does not matter:
     /// its label may come back.
-    pub(in crate::sign) fn clusters_in_use(&self, policy: &Policy) -> BTreeSet<ClusterName> {
+    pub(in crate::sign) fn clusters_in_use(&self, policy: &Policy) -> BTreeSet<Arc<ClusterName>> {
         let seen = self.lock();
         let pods = seen.iter().filter(|((namespace, _), member)| member.allowed(namespace, policy).next().is_some());
-        let mut clusters: BTreeSet<ClusterName> = BTreeSet::new();
-        for (_, member) in pods {
-            if !clusters.contains(&member.cluster) {
-                clusters.insert(member.cluster.clone());
-            }
-        }
-        clusters.extend(policy.hosts.iter().map(|host| host.cluster.clone()));
+        let mut clusters: BTreeSet<_> = pods.map(|(_, member)| Arc::clone(&member.cluster)).collect();
+        clusters.extend(policy.hosts.iter().map(|host| Arc::new(host.cluster.clone())));
         clusters
     }
 
@@ -196,7 +189,7 @@ impl Pods {
         });
         let of_pod = |member: &Member| Voter {
             holder: member.uid.to_string(),
-            cluster: member.cluster.clone(),
+            cluster: ClusterName::clone(&member.cluster),
             running: member.running,
         };
         let mut voters: Vec<Voter> = pods.map(|(_, member)| of_pod(member)).collect();
@@ -215,9 +208,19 @@ impl Pods {
         let mut seen = self.lock();
         let listed_before = seen.is_complete();
         let mut changed = false;
+        let mut kept = match event {
+            Event::Listed(pod) | Event::Applied(pod) => Some(pod).zip(member(pod)),
+            _ => None,
+        };
+        if let Some((pod, member)) = &mut kept {
+            let mut beside = seen.of_namespace(pod.metadata.namespace.as_deref().unwrap_or_default()).take(BESIDE);
+            if let Some((_, other)) = beside.find(|(_, other)| other.cluster == member.cluster) {
+                member.cluster = Arc::clone(&other.cluster);
+            }
+        }
         let keep = |pod: &LeanPod| {
             let metadata = &pod.metadata;
-            (key(metadata.namespace.as_deref(), metadata.name.as_deref()), member(pod))
+            (key(metadata.namespace.as_deref(), metadata.name.as_deref()), kept.map(|(_, member)| member))
         };
         seen.take(event.as_ref(), keep, |_, _, _| changed = true);
         changed || seen.is_complete() != listed_before
@@ -244,7 +247,8 @@ impl Member {
     /// of it; no authority is made for it, and no rollover waits for it.
     fn allowed<'a>(&'a self, namespace: &'a str, policy: &'a Policy) -> impl Iterator<Item = Role> + 'a {
         let takes = move |role: &Role| policy.allows_cluster(namespace, &self.cluster.signer(role.domain()), *role);
-        self.roles.iter().copied().filter(takes)
+        let has = Role::ALL.into_iter().zip(self.roles).filter(|(_, has)| *has);
+        has.map(|(role, _)| role).filter(takes)
     }
 }
 
@@ -274,11 +278,11 @@ fn member(pod: &LeanPod) -> Option<Member> {
     let on_a_node = spec.and_then(|spec| spec.node_name.as_deref()).is_some_and(|node| !node.is_empty());
     Some(Member {
         uid: metadata.uid.as_deref().unwrap_or_default().into(),
-        cluster: settings.home(metadata.namespace.as_deref().unwrap_or_default()),
+        cluster: Arc::new(settings.home(metadata.namespace.as_deref().unwrap_or_default())),
         by_label: opted_in(false),
         running: injected && on_a_node,
         of_kubelet: settings.is_of_kubelet(),
-        roles: settings.roles,
+        roles: Role::ALL.map(|role| settings.roles.contains(&role)),
     })
 }
 
@@ -305,7 +309,7 @@ mod tests {
     #[test]
     fn a_pod_counts_from_its_creation_to_its_end() {
         let good = member(&pod(|_| {})).unwrap();
-        assert_eq!(good.cluster, ClusterName { namespace: "prod".to_owned(), name: "etcd".to_owned() });
+        assert_eq!(*good.cluster, ClusterName { namespace: "prod".to_owned(), name: "etcd".to_owned() });
         assert!(good.running && !good.by_label && !good.of_kubelet);
         let by_kubelet = pod(|p| p["metadata"]["annotations"]["etcd-tls.dev/issuer"] = "pod-certificate".into());
         assert!(member(&by_kubelet).unwrap().of_kubelet);
@@ -332,7 +336,8 @@ mod tests {
     /// These are there and have opted in.
     fn opted_in(names: &[&str]) -> namespaces::Map {
         let facts = NamespaceFacts { uid: "u".to_owned(), opted_in: true, deleting: false, hosts: false };
-        names.iter().map(|name| ((*name).to_owned(), facts.clone())).collect()
+        let facts = Arc::new(facts);
+        names.iter().map(|name| ((*name).into(), Arc::clone(&facts))).collect()
     }
 
     #[test]
@@ -365,7 +370,7 @@ mod tests {
         );
         let cluster = ClusterName { namespace: "kube-system".to_owned(), name: "etcd".to_owned() };
         let clusters = none().clusters(&opted_in(&[]), &policy.unwrap());
-        assert_eq!(clusters, BTreeMap::from([("kube-system".to_owned(), BTreeSet::from([cluster]))]));
+        assert_eq!(clusters, BTreeSet::from([("kube-system".into(), Arc::new(cluster))]));
     }
 
     #[test]
@@ -393,7 +398,7 @@ mod tests {
         let allowed = "crossNamespace: [{from: web, to: prod/etcd, roles: [client]}]";
         let allowed = Policy::parse(allowed).unwrap();
         assert_eq!(pods.by_authority(&web, &allowed, |_| true).len(), 1);
-        assert_eq!(pods.clusters(&web, &allowed)["web"].len(), 1);
+        assert_eq!(pods.clusters(&web, &allowed).iter().map(|(of, _)| &**of).collect::<Vec<_>>(), ["web"]);
     }
 
     #[test]

@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use crate::controller::{
     case::is_ours,
     facts::Csr,
+    ids::{Uid, Version},
     refusals::{self, Refusals},
 };
 use linked::{Age, Link, Linked, role};
@@ -83,8 +84,8 @@ pub(in crate::sign) enum Step {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::sign) struct Order {
     pub(in crate::sign) name: Arc<str>,
-    pub(in crate::sign) uid: Box<str>,
-    pub(in crate::sign) version: Box<str>,
+    pub(in crate::sign) uid: Uid,
+    pub(in crate::sign) version: Version,
     pub(in crate::sign) step: Step,
 }
 
@@ -115,8 +116,8 @@ enum Standing {
 
 #[derive(Debug)]
 struct Entry {
-    uid: Box<str>,
-    version: Box<str>,
+    uid: Uid,
+    version: Version,
     pod: Arc<str>,
     age: Age,
     standing: Standing,
@@ -142,7 +143,8 @@ impl Entry {
 #[derive(Debug)]
 pub(in crate::sign) struct Ledger {
     times: Times,
-    entries: BTreeMap<Arc<str>, Entry>,
+    /// In boxes: a tree that grows at its end is half empty.
+    entries: BTreeMap<Arc<str>, Box<Entry>>,
     pods: HashMap<Arc<str>, Linked>,
     refusals: Refusals,
     due: BinaryHeap<Reverse<(Instant, u64, Arc<str>)>>,
@@ -213,12 +215,12 @@ impl Ledger {
 
     /// Takes note of a request of ours that passed by.
     pub(in crate::sign) fn observe(&mut self, csr: &Csr, wall: SystemTime, now: Instant) {
-        if self.entries.get(csr.name()).is_some_and(|entry| *entry.uid != *csr.uid()) {
+        if self.entries.get(csr.name()).is_some_and(|entry| entry.uid != *csr.uid()) {
             self.forget(csr.name());
         }
         let known = self.entries.get(csr.name());
         if let Some(entry) = known
-            && *entry.version == *csr.resource_version()
+            && entry.version == *csr.resource_version()
         {
             let list = self.list;
             if let Some(entry) = self.entries.get_mut(csr.name()) {
@@ -260,7 +262,7 @@ impl Ledger {
                 "a deleted request is held by finalizers: remove them, or have their owner do so"
             );
         }
-        self.entries.insert(Arc::clone(&name), entry);
+        self.entries.insert(Arc::clone(&name), Box::new(entry));
         if held {
             return;
         }
@@ -300,7 +302,7 @@ impl Ledger {
     /// A request is gone.
     pub(in crate::sign) fn gone(&mut self, csr: &Csr) {
         self.refusals.remove(csr);
-        if self.entries.get(csr.name()).is_some_and(|entry| *entry.uid == *csr.uid()) {
+        if self.entries.get(csr.name()).is_some_and(|entry| entry.uid == *csr.uid()) {
             self.forget(csr.name());
         }
     }
@@ -399,7 +401,7 @@ impl Ledger {
 
     /// How long a request stays that goes.
     fn stays(&self, name: &str, why: Why) -> Duration {
-        let recorded = self.entries.get(name).is_some_and(Entry::is_recorded);
+        let recorded = self.entries.get(name).is_some_and(|entry| entry.is_recorded());
         if why == Why::Superseded && recorded { SUPERSEDED_STAYS.min(self.times.issued) } else { Duration::ZERO }
     }
 

@@ -3,10 +3,11 @@
 use std::{
     collections::BTreeMap,
     fmt,
+    num::NonZeroI64,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use etcd_tls_contract::{names::SignerName, role::Domain};
+use etcd_tls_contract::names::SignerName;
 use prometheus_client::{collector::Collector, encoding::DescriptorEncoder, metrics::MetricType};
 
 /// Every word of [`crate::rollover::Report::phase`] that is shown.
@@ -18,38 +19,35 @@ pub(super) struct Shown {
     /// Of the others there are no rows: they would be most of what `sign` shows for an authority.
     pub(super) phase: Option<&'static str>,
     /// Pods and confirmations.
-    pub(super) waiting: i64,
+    pub(super) waiting: u32,
     /// Seconds of the Unix epoch.
-    pub(super) waiting_since: Option<i64>,
+    pub(super) waiting_since: Option<NonZeroI64>,
     /// Seconds of the Unix epoch.
-    pub(super) not_after: Option<i64>,
+    pub(super) not_after: Option<NonZeroI64>,
     /// Seconds of the Unix epoch.
-    pub(super) retires: Option<i64>,
+    pub(super) retires: Option<NonZeroI64>,
 }
 
 /// A row's phase, where it has one, and its value.
 type Row = (Option<&'static str>, i64);
 
-/// `<namespace>/<cluster>`, and the domain.
-type Key = (Box<str>, Domain);
-
 /// See the module.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Authorities(Arc<Mutex<BTreeMap<Key, Shown>>>);
+pub(super) struct Authorities(Arc<Mutex<BTreeMap<Arc<SignerName>, Shown>>>);
 
 impl Authorities {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Key, Shown>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<SignerName>, Shown>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes the rows of an authority.
-    pub(super) fn show(&self, name: &SignerName, change: impl FnOnce(&mut Shown)) {
-        change(self.lock().entry(key(name)).or_default());
+    pub(super) fn show(&self, name: &Arc<SignerName>, change: impl FnOnce(&mut Shown)) {
+        change(self.lock().entry(Arc::clone(name)).or_default());
     }
 
     /// Shows an authority no more.
     pub(super) fn forget(&self, name: &SignerName) {
-        self.lock().remove(&key(name));
+        self.lock().remove(name);
     }
 
     /// Shows none.
@@ -67,8 +65,9 @@ impl Collector for Authorities {
                 return Ok(());
             }
             let mut encoder = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-            for ((place, domain), (phase, value)) in rows {
-                let (namespace, cluster) = place.split_once('/').unwrap_or_default();
+            for (name, (phase, value)) in rows {
+                let SignerName { domain, namespace, cluster } = &**name;
+                let (namespace, cluster) = (namespace.as_str(), cluster.as_str());
                 let mut labels = vec![("namespace", namespace), ("cluster", cluster), ("domain", domain.as_str())];
                 labels.extend(phase.map(|phase| ("phase", phase)));
                 encoder.encode_family(&labels)?.encode_gauge(&value)?;
@@ -81,26 +80,22 @@ impl Collector for Authorities {
             |shown| shown.phase.map(|phase| (Some(phase), 1)),
         )?;
         gauge("rollover_waiting", "Pods and confirmations that an authority's rollover waits for.", |shown| {
-            Some((None, shown.waiting))
+            Some((None, shown.waiting.into()))
         })?;
         gauge(
             "rollover_waiting_since_timestamp_seconds",
             "Since when an authority's rollover waits for pods to load the new CA; absent while it waits for none.",
-            |shown| Some((None, shown.waiting_since?)),
+            |shown| Some((None, shown.waiting_since?.get())),
         )?;
         gauge("authority_expiry_timestamp_seconds", "notAfter of the CA that signs.", |shown| {
-            Some((None, shown.not_after?))
+            Some((None, shown.not_after?.get()))
         })?;
         gauge(
             "authority_retires_timestamp_seconds",
             "When an authority that nobody uses is deleted; absent of those in use, and where the policy's idleAuthorities is never.",
-            |shown| Some((None, shown.retires?)),
+            |shown| Some((None, shown.retires?.get())),
         )
     }
-}
-
-fn key(name: &SignerName) -> Key {
-    (format!("{}/{}", name.namespace, name.cluster).into(), name.domain)
 }
 
 #[cfg(test)]
@@ -122,14 +117,14 @@ mod tests {
             text
         };
         assert_eq!(text(), "# EOF\n");
-        let name: SignerName = "peer.etcd-tls.dev/prod.etcd".parse().unwrap();
+        let name = Arc::new("peer.etcd-tls.dev/prod.etcd".parse::<SignerName>().unwrap());
         authorities.show(&name, |shown| {
             *shown = Shown {
                 phase: Some("published"),
                 waiting: 2,
-                waiting_since: Some(7),
-                not_after: Some(9),
-                retires: Some(11),
+                waiting_since: NonZeroI64::new(7),
+                not_after: NonZeroI64::new(9),
+                retires: NonZeroI64::new(11),
             };
         });
         let labels = "namespace=\"prod\",cluster=\"etcd\",domain=\"peer\"";

@@ -39,6 +39,8 @@ use crate::{
             Notice,
             reasons::{AUTHORITY_IDLE, AUTHORITY_RETIRED},
         },
+        ids::Uid,
+        listed::{Key, key},
     },
     rollover::rfc3339,
     sign::authorities::{quota::Entry, state::Stored},
@@ -56,16 +58,16 @@ const NOT_RETIRED: &str = "NotRetired";
 
 /// The uids of objects that were deleted here, which the watches may show still: they are not wanted for them.
 #[derive(Debug, Default)]
-pub(in crate::sign) struct Retired(HashMap<Box<str>, Instant>);
+pub(in crate::sign) struct Retired(HashMap<Uid, Instant>);
 
 impl Retired {
-    fn add(&mut self, uid: &str, now: Instant) {
+    fn add(&mut self, uid: Uid, now: Instant) {
         self.0.retain(|_, at| now.saturating_duration_since(*at) < LAG);
-        self.0.insert(uid.into(), now);
+        self.0.insert(uid, now);
     }
 
     /// True if an object was deleted.
-    pub(super) fn has(&self, uid: &str) -> bool {
+    pub(super) fn has(&self, uid: &Uid) -> bool {
         self.0.contains_key(uid)
     }
 
@@ -187,7 +189,7 @@ impl Reconciler {
                 // In use again: the next round publishes its trust again.
                 return Ok(());
             };
-            self.retired.add(&uid, Instant::now());
+            self.retired.add(uid, Instant::now());
             self.metrics.forget(&entry.name);
             tracing::info!(authority = %entry.name, "retired: nobody used it");
         }
@@ -203,12 +205,10 @@ impl Reconciler {
 
     /// Deletes the ConfigMaps of a cluster's trust: its own, and those of other namespaces.
     async fn delete_trust(&mut self, cluster: &ClusterName) -> Result<(), RetireError> {
-        let of = |(namespace, name): &(String, String)| {
-            ClusterName::of_trust_config_map(namespace, name).as_ref() == Some(cluster)
-        };
-        let mut all: BTreeSet<(String, String)> = self.config_maps.names().into_iter().filter(of).collect();
+        let of = |(namespace, name): &Key| ClusterName::of_trust_config_map(namespace, name).as_ref() == Some(cluster);
+        let mut all: BTreeSet<Key> = self.config_maps.names().into_iter().filter(of).collect();
         // Its own is looked for in any case: one that lost its label is not watched, and would make the CA a lost one.
-        let own = (cluster.namespace.clone(), cluster.trust_config_map(&cluster.namespace));
+        let own = key(Some(&cluster.namespace), Some(&cluster.trust_config_map(&cluster.namespace)));
         all.insert(own.clone());
         for (namespace, name) in all {
             let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &namespace);
@@ -224,7 +224,7 @@ impl Reconciler {
             if within(api.get_opt(&name)).await?.is_some_and(|left| left.metadata.uid == there.uid) {
                 return Err(RetireError::Held(format!("{namespace}/{name}")));
             }
-            self.retired.add(&there.uid.unwrap_or_default(), Instant::now());
+            self.retired.add(there.uid.unwrap_or_default().as_str().into(), Instant::now());
         }
         Ok(())
     }
@@ -242,7 +242,7 @@ enum RetireError {
 /// The idle authority of each result; those that are not known are in use.
 pub(super) fn of_results(
     entries: &[Arc<Entry>],
-    idle_since: &HashMap<SignerName, Option<SystemTime>>,
+    idle_since: &HashMap<Arc<SignerName>, Option<SystemTime>>,
 ) -> Vec<(Arc<Entry>, Option<SystemTime>)> {
     let since = |entry: &Arc<Entry>| idle_since.get(&entry.name).copied().flatten();
     entries.iter().map(|entry| (Arc::clone(entry), since(entry))).collect()
@@ -285,10 +285,10 @@ mod tests {
     fn what_was_deleted_is_remembered_for_as_long_as_a_watch_may_lag() {
         let (mut retired, now) = (Retired::default(), Instant::now());
         assert!(retired.is_empty());
-        retired.add("a", now);
-        retired.add("b", now + LAG / 2);
-        assert!(retired.has("a") && retired.has("b"));
-        retired.add("c", now + LAG);
-        assert!(!retired.has("a") && retired.has("b") && retired.has("c"));
+        retired.add("a".into(), now);
+        retired.add("b".into(), now + LAG / 2);
+        assert!(retired.has(&"a".into()) && retired.has(&"b".into()));
+        retired.add("c".into(), now + LAG);
+        assert!(!retired.has(&"a".into()) && retired.has(&"b".into()) && retired.has(&"c".into()));
     }
 }

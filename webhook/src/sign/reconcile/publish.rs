@@ -19,7 +19,7 @@ use kube::{
 };
 use tokio::time::{Instant, sleep};
 
-use super::{AT_ONCE, Namespaces, Reconciler, config_map, pace::Pending};
+use super::{AT_ONCE, Namespaces, Reconciler, TOGETHER, config_map, pace::Pending};
 use crate::{
     controller::{
         client::{ApiServerError, within},
@@ -32,6 +32,9 @@ use crate::{
     },
 };
 
+/// Namespace and name of a ConfigMap.
+type Place = (String, String);
+
 /// With a pause of this length, a failure is said.
 const LASTING: Duration = Duration::from_secs(1);
 
@@ -39,34 +42,44 @@ impl Reconciler {
     /// Makes the ConfigMaps of the `wanted` clusters what they shall be. Returns the work that is left.
     pub(super) async fn publish(
         &mut self,
-        wanted: &BTreeSet<(String, ClusterName)>,
-        reports: &HashMap<SignerName, Box<str>>,
+        wanted: &BTreeSet<(Arc<str>, Arc<ClusterName>)>,
+        reports: &HashMap<Arc<SignerName>, Box<str>>,
         namespaces: &Namespaces,
         policy: &Policy,
     ) -> Pending {
         let now = Instant::now();
         let mut pending = Pending::Nothing;
-        let mut due = Vec::new();
-        let mut all = BTreeSet::new();
-        for (namespace, cluster) in wanted {
-            let Some(facts) = namespaces.get(namespace) else { continue };
-            let desired = self.desired(namespace, cluster, &facts.uid, reports, policy).await;
-            let key = (namespace.clone(), cluster.trust_config_map(namespace));
-            let seen = self.config_maps.get(namespace, &key.1);
-            let upkeep = self.upkeep.entry(key.clone()).or_default();
-            let before = upkeep.settled.as_ref();
-            let settled = before.zip(seen).is_some_and(|(before, seen)| {
-                seen.resource_version == before.version && before.content == desired.digest()
-            });
-            if !settled {
-                pending = Pending::Something;
-                if !desired.data.is_empty() && upkeep.wait(now).is_zero() {
-                    due.push((key.clone(), before.cloned(), desired));
+        let mut wanted = wanted.iter().peekable();
+        while wanted.peek().is_some() {
+            let mut due = Vec::new();
+            for (namespace, cluster) in wanted.by_ref().take(TOGETHER) {
+                let Some(facts) = namespaces.get(&**namespace) else { continue };
+                let desired = self.desired(namespace, cluster, &facts.uid, reports, policy).await;
+                let key = (namespace.to_string(), cluster.trust_config_map(namespace));
+                let seen = self.config_maps.get(namespace, &key.1);
+                let upkeep = self.upkeep.entry(key.clone()).or_default();
+                upkeep.wanted = true;
+                let before = upkeep.settled.as_ref();
+                let settled = before.zip(seen).is_some_and(|(before, seen)| {
+                    seen.resource_version == before.version && before.content == desired.digest()
+                });
+                if !settled {
+                    pending = Pending::Something;
+                    if !desired.data.is_empty() && upkeep.wait(now).is_zero() {
+                        due.push((key, before.cloned(), desired));
+                    }
                 }
             }
-            all.insert(key);
+            self.mend_these(due).await;
         }
-        self.upkeep.retain(|key, _| all.contains(key));
+        self.upkeep.retain(|_, upkeep| std::mem::take(&mut upkeep.wanted));
+        let failing = self.upkeep.values().filter(|upkeep| upkeep.is_failing()).count();
+        self.metrics.trust_unrepaired.set(i64::try_from(failing).unwrap_or(i64::MAX));
+        pending
+    }
+
+    /// Brings ConfigMaps to their wanted contents.
+    async fn mend_these(&mut self, due: Vec<(Place, Option<Settled>, Desired)>) {
         let this = &*self;
         let written: Vec<_> = stream::iter(due)
             .map(|(key, before, desired)| async move {
@@ -79,19 +92,16 @@ impl Reconciler {
         for (key, desired, result) in written {
             self.written(key, desired, result).await;
         }
-        let failing = self.upkeep.values().filter(|upkeep| upkeep.is_failing()).count();
-        self.metrics.trust_unrepaired.set(i64::try_from(failing).unwrap_or(i64::MAX));
-        pending
     }
 
     /// Notes what came of a ConfigMap, and says what was repaired or cannot be written.
-    async fn written(&mut self, key: (String, String), desired: Desired, result: Result<Mended, NotMended>) {
+    async fn written(&mut self, key: Place, desired: Desired, result: Result<Mended, NotMended>) {
         let (now, reference) = (Instant::now(), config_map(&key.0, &key.1));
         let subject = format!("{}/{}", key.0, key.1);
         let upkeep = self.upkeep.entry(key.clone()).or_default();
         match result {
             Ok(mended) => {
-                upkeep.done(Settled { version: mended.version.into(), content: desired.digest() });
+                upkeep.done(Settled { version: mended.version.as_str().into(), content: desired.digest() });
                 if !mended.repaired.is_empty() {
                     upkeep.repaired(now);
                     let forms: Vec<&str> = mended.repaired.iter().map(|form| form.as_str()).collect();
@@ -132,7 +142,7 @@ impl Reconciler {
         namespace: &str,
         cluster: &ClusterName,
         uid: &str,
-        reports: &HashMap<SignerName, Box<str>>,
+        reports: &HashMap<Arc<SignerName>, Box<str>>,
         policy: &Policy,
     ) -> Desired {
         let mut desired = Desired::new(uid);

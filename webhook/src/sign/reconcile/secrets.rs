@@ -1,7 +1,7 @@
 //! The Secrets of the authorities: their owners, those of deleted namespaces, and those that somebody else changed.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
     time::SystemTime,
 };
@@ -13,51 +13,51 @@ use etcd_tls_contract::{
 
 use super::{Namespaces, Reconciler, idle::Retired};
 use crate::{
-    controller::{events::reasons::GIVEN_AUTHORITY_UNUSABLE, namespaces},
+    controller::{events::reasons::GIVEN_AUTHORITY_UNUSABLE, ids::Uid, namespaces},
     sign::{authorities::quota::Entry, cache::objects::Facts},
 };
 
 /// The authorities that have a Secret, of the namespaces that are there. Those that were `retired` have none, whatever the watch shows.
 pub(super) fn kept(
-    secrets: &BTreeMap<String, Arc<Facts>>,
+    secrets: &[(Arc<str>, Arc<Facts>)],
     namespaces: &Namespaces,
     retired: &Retired,
-) -> BTreeSet<SignerName> {
-    let of_a_namespace = |(name, uid): &&(SignerName, Box<str>)| {
-        namespaces.get(&name.namespace).is_some_and(|facts| *facts.uid == **uid && !facts.deleting)
+) -> BTreeSet<Arc<SignerName>> {
+    let of_a_namespace = |(name, uid): &&(Arc<SignerName>, Uid)| {
+        namespaces.get(&*name.namespace).is_some_and(|facts| *uid == *facts.uid && !facts.deleting)
     };
-    let there = secrets.values().filter(|secret| !retired.has(&secret.uid));
+    let there = secrets.iter().map(|(_, secret)| secret).filter(|secret| !retired.has(&secret.uid));
     let authorities = there.filter_map(|secret| secret.authority.as_ref());
-    authorities.filter(of_a_namespace).map(|(name, _)| name.clone()).collect()
+    authorities.filter(of_a_namespace).map(|(name, _)| Arc::clone(name)).collect()
 }
 
 /// The clusters of which a Secret is marked to be kept.
-pub(super) fn marked(secrets: &BTreeMap<String, Arc<Facts>>) -> BTreeSet<ClusterName> {
-    let marked = secrets.values().filter(|secret| secret.kept);
+pub(super) fn marked(secrets: &[(Arc<str>, Arc<Facts>)]) -> BTreeSet<ClusterName> {
+    let marked = secrets.iter().map(|(_, secret)| secret).filter(|secret| secret.kept);
     marked.filter_map(|secret| Some(secret.authority.as_ref()?.0.cluster_name())).collect()
 }
 
 impl Reconciler {
     /// Has what changed outside read again.
-    pub(super) async fn look_outside(&self, secrets: &BTreeMap<String, Arc<Facts>>) {
+    pub(super) async fn look_outside(&self, secrets: &[(Arc<str>, Arc<Facts>)]) {
         let by_name: HashMap<&SignerName, &Facts> =
-            secrets.values().filter_map(|secret| Some((&secret.authority.as_ref()?.0, &**secret))).collect();
+            secrets.iter().filter_map(|(_, secret)| Some((&*secret.authority.as_ref()?.0, &**secret))).collect();
         for entry in self.authorities.entries() {
-            let version = by_name.get(&entry.name).map(|secret| &*secret.resource_version);
+            let version = by_name.get(&*entry.name).map(|secret| &secret.resource_version);
             entry.changed_outside(version).await;
         }
     }
 
     /// Deletes the CAs of namespaces that are gone: of a name that came back, too, since its uid is another one.
-    pub(super) async fn sweep(&mut self, secrets: &BTreeMap<String, Arc<Facts>>, namespaces: &Namespaces) {
+    pub(super) async fn sweep(&mut self, secrets: &[(Arc<str>, Arc<Facts>)], namespaces: &Namespaces) {
         for (secret_name, secret) in secrets {
             let Some((name, uid)) = &secret.authority else { continue };
-            if namespaces.get(&name.namespace).is_some_and(|facts| *facts.uid == **uid) {
+            if namespaces.get(&*name.namespace).is_some_and(|facts| *uid == *facts.uid) {
                 continue;
             }
             // A watch alone is not enough to destroy a key.
             match namespaces::live(&self.client, &name.namespace).await {
-                Ok(live) if live.as_ref().is_none_or(|facts| *facts.uid != **uid) => {}
+                Ok(live) if live.as_ref().is_none_or(|facts| *uid != *facts.uid) => {}
                 _ => continue,
             }
             if let Err(error) = self.authorities.delete(secret_name, secret).await
@@ -76,7 +76,7 @@ impl Reconciler {
         let now = SystemTime::now();
         let named: BTreeSet<&str> = entries.iter().filter_map(|entry| policy.given_secret(&entry.name)).collect();
         self.given.retain(|secret, _| named.contains(secret.as_str()));
-        for name in entries.iter().map(|entry| &entry.name) {
+        for name in entries.iter().map(|entry| &*entry.name) {
             let Some(secret) = policy.given_secret(name) else { continue };
             let version = self.secrets.get(&self.system, secret).map(|facts| facts.resource_version.to_string());
             let version = version.unwrap_or_default();

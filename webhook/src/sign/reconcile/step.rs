@@ -43,7 +43,7 @@ pub(super) enum LivePods {
 
 /// The result of a round for an authority.
 pub(super) struct RoundResult {
-    pub(super) name: SignerName,
+    pub(super) name: Arc<SignerName>,
     pub(super) report: Report,
     pub(super) waiting: usize,
     pub(super) not_after: Option<SystemTime>,
@@ -75,7 +75,7 @@ impl Reconciler {
         let name = &entry.name;
         let (mut held, error) = self.authorities.look(entry, now).await;
         let result = |report, waiting, not_after, trouble, done| RoundResult {
-            name: name.clone(),
+            name: Arc::clone(name),
             report,
             waiting,
             not_after,
@@ -129,7 +129,7 @@ impl Reconciler {
             leaves_until: stored.state.leaves_until,
             request: request.as_ref(),
         };
-        let decision = decide(stored.state.rollover.as_ref(), &situation);
+        let decision = decide(stored.state.rollover.as_deref(), &situation);
         let mut after = match &decision.step {
             Some(step) => match self.next_ca(name, step, given_secret, policy, now).await {
                 Ok(next) => stored.after(step, next, now),
@@ -147,7 +147,7 @@ impl Reconciler {
             None => stored.clone(),
         };
         if decision.answer.is_some() {
-            after.state.answer.clone_from(&decision.answer);
+            after.state.answer = decision.answer.clone().map(Box::new);
         }
         if let Some(rollover) = &mut after.state.rollover {
             rollover.prune(live);
@@ -246,7 +246,7 @@ fn outside_clients(name: &SignerName, policy: &Policy) -> bool {
 }
 
 fn report_of(stored: &Stored, waiting: &[crate::rollover::Waiting]) -> Report {
-    let mut report = Report::new(stored.state.rollover.as_ref(), waiting, stored.state.answer.clone());
+    let mut report = Report::new(stored.state.rollover.as_deref(), waiting, stored.state.answer.as_deref().cloned());
     report.active = Some(stored.active.generation());
     report.active_until = Some(rfc3339::text(stored.active.not_after()));
     report

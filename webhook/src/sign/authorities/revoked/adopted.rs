@@ -12,7 +12,7 @@ use etcd_tls_contract::crl::{Crl, Reason, Revocation};
 use super::{Entry, MOST, Revoked};
 use crate::{
     ca::authority::Authority,
-    sign::authorities::{epoch::seconds, issued::Issued},
+    sign::authorities::{epoch::seconds, issued::Issued, leaf::Key},
 };
 
 /// The inputs for judging a published list and the ends of its entries.
@@ -73,7 +73,7 @@ impl Revoked {
         }
         self.record.number = list.number();
         // A list of the next CA is signed anew.
-        self.record.signed_by = if by_active { trust.active.generation() } else { String::new() };
+        self.record.signed_by = if by_active { Key::new(&trust.active.generation()) } else { Key::default() };
         self.list = Some(Arc::new(list));
         true
     }

@@ -360,14 +360,14 @@ fn a_compromised_key_is_revoked_with_all_its_certificates_and_gets_no_other() {
     // The pod uses the newest of a key: it is asked for another key first.
     let mut used = Revoked::default();
     used.take(&ask(Action::Renewed, "3"), &known, at);
-    assert_eq!((used.record.in_use.len(), used.compromised(&key(b"more"))), (1, false));
+    assert_eq!((used.record.answered.as_ref().unwrap().in_use.len(), used.compromised(&key(b"more"))), (1, false));
     let newest = |serial: &str| {
         let mut issued = issued.clone();
         issued.note("4", Leaf::new("uid of prod/app-0", "prod/app-0".to_owned(), "app", at + DAY, at).for_key(b"more"));
         let known = Known { issued: &issued, ..known_of(&known) };
         let mut revoked = Revoked::default();
         revoked.take(&ask(Action::Renewed, serial), &known, at + Duration::from_secs(60));
-        (entries(&revoked), revoked.record.in_use.len(), revoked.compromised(&key(b"more")))
+        (entries(&revoked), revoked.record.answered.as_ref().unwrap().in_use.len(), revoked.compromised(&key(b"more")))
     };
     assert_eq!(newest("3"), (vec!["3".to_owned()], 1, false), "the older one of the key that is in use");
 }

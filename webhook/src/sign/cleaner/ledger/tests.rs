@@ -313,7 +313,7 @@ fn failed_deletions_are_tried_again_and_held_requests_are_not() {
     scene.seen(&mut csr);
     scene.ledger.finish(&order, Ended::Changed, scene.now());
     let order = scene.ledger.take(scene.now() + CHANGED).unwrap();
-    assert_eq!(&*order.version, csr.resource_version());
+    assert_eq!(order.version.to_string(), csr.resource_version());
     scene.ledger.finish(&order, Ended::Held, scene.now());
     assert!(scene.ledger.take(scene.now() + TIMES.refused).is_none());
     csr.metadata.deletion_timestamp = Some(time(scene.wall()));
