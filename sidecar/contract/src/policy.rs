@@ -36,7 +36,7 @@ pub const MAX_POLICY: usize = 256 * 1024;
 /// gets a key that is kept.
 pub const MAX_AUTHORITIES: u16 = 64;
 /// The default limit of authorities of all namespaces: about what the shipped memory limit of `sign` holds.
-pub const MAX_AUTHORITIES_IN_ALL: u32 = 8_000;
+pub const MAX_AUTHORITIES_IN_ALL: u32 = 12_000;
 
 /// Permissions beyond the grammar, with their bounds. [`Default`] is the policy of an empty file.
 ///
@@ -82,7 +82,7 @@ pub const MAX_AUTHORITIES_IN_ALL: u32 = 8_000;
 /// - signer: peer.etcd-tls.dev/prod.etcd
 ///   secretName: prod-peer-ca
 /// authoritiesPerNamespace: 64    # CAs that are made for the clusters of one namespace
-/// authoritiesInAll: 8000         # … of all namespaces
+/// authoritiesInAll: 12000        # … of all namespaces
 /// idleAuthorities: never         # or 720h: a CA without pods and valid certificates is deleted after that
 /// revokers:                      # standalone signer: who may revoke, beside --admin-group; in a cluster RBAC says it
 /// - username: anna               # or groups, or both

@@ -419,20 +419,22 @@ mod tests {
         let mut quota = Quota::default();
         quota.listed(&BTreeSet::new());
         let mut take = |namespace: &str, count: usize| {
-            (0..count).filter(|n| quota.reserve(&name(&format!("{namespace}.c{n}")), bounds(64, 8_000)).is_ok()).count()
+            (0..count)
+                .filter(|n| quota.reserve(&name(&format!("{namespace}.c{n}")), bounds(64, 12_000)).is_ok())
+                .count()
         };
-        let taken: usize = (0..125).map(|n| take(&format!("tenant-{n}"), 64)).sum();
-        assert!((6_800..6_900).contains(&taken), "{taken}");
+        let taken: usize = (0..188).map(|n| take(&format!("tenant-{n}"), 64)).sum();
+        assert!((10_250..10_350).contains(&taken), "{taken}");
         // Asked for again, the same are in, and no other.
-        assert_eq!((0..125).map(|n| take(&format!("tenant-{n}"), 64)).sum::<usize>(), taken);
+        assert_eq!((0..188).map(|n| take(&format!("tenant-{n}"), 64)).sum::<usize>(), taken);
         // Another namespace gets no less than the last of these, and a first cluster has room when all of these are full.
         let other = take("other", 64);
         assert!((8..12).contains(&other), "{other}");
-        for n in 0..370 {
+        for n in 0..560 {
             assert_eq!(take(&format!("other-{n}"), 3), 3, "{n}");
         }
         let last: usize = (0..100).map(|n| take(&format!("last-{n}"), 3)).sum();
-        assert_eq!(taken + other + 370 * 3 + last, 8_000, "every place is used in the end");
+        assert_eq!(taken + other + 560 * 3 + last, 12_000, "every place is used in the end");
     }
 
     #[test]
