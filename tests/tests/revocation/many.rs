@@ -14,6 +14,11 @@ use crate::{
     signer::{issue, sign},
 };
 
+/// With such names the signer's report on those of them that it names is long.
+fn pod_of(n: u8) -> String {
+    format!("app-{n}{}", format!(".{}", "x".repeat(60)).repeat(3))
+}
+
 /// Pods of one user: more than [`etcd_tls_webhook::revoke::MOST_IN_USE`].
 const PODS: u8 = 104;
 /// Calls of the test at once.
@@ -34,7 +39,7 @@ async fn more_pods_in_use_than_the_signer_names_are_revoked_by_at_once_alone() {
         async move {
             let renew = format!("metadata.annotations['{}']", names::RENEW_ANNOTATION);
             let pod = json!({
-                "metadata": {"name": format!("app-{n}"), "annotations": {"etcd-tls.dev/roles": "client"}},
+                "metadata": {"name": pod_of(n), "annotations": {"etcd-tls.dev/roles": "client"}},
                 "spec": {
                     "serviceAccountName": "app",
                     "containers": [{"name": "app", "image": "app"}],
@@ -46,7 +51,7 @@ async fn more_pods_in_use_than_the_signer_names_are_revoked_by_at_once_alone() {
             });
             lab.api.pod("prod", pod).await.expect("a pod");
             let ip = Ipv4Addr::new(10, 9, 0, n + 1);
-            let pod = lab.api.set_pod_ips("prod", &format!("app-{n}"), &[ip.into()]).await;
+            let pod = lab.api.set_pod_ips("prod", &pod_of(n), &[ip.into()]).await;
             issue(lab, &pod, Role::Client, None).await.1
         }
     });

@@ -23,6 +23,14 @@ use crate::{
 };
 
 const CONFIG_MAPS: &str = "configmaps";
+/// The annotations that are requests to the signer.
+const REQUESTS: [&str; 5] = [
+    "etcd-tls.dev/revoke-peer-request",
+    "etcd-tls.dev/revoke-client-request",
+    "etcd-tls.dev/rollover-peer-request",
+    "etcd-tls.dev/rollover-client-request",
+    "etcd-tls.dev/rollover-metrics-request",
+];
 /// Bytes of one object's labels and annotations that are read.
 const READ: usize = 16 * 1024;
 /// Bytes of one object's requests that are kept.
@@ -47,7 +55,7 @@ pub(in crate::sign) struct Facts {
     pub(in crate::sign) authority: Option<(Arc<SignerName>, Uid)>,
     /// True if it is kept though nobody uses it.
     pub(in crate::sign) kept: bool,
-    /// The annotations that are requests to the signer: those of ours that end in `-request`.
+    /// Its [`REQUESTS`].
     pub(in crate::sign) requests: BTreeMap<String, String>,
 }
 
@@ -152,7 +160,15 @@ fn source() -> Source {
             &["metadata", "namespace"],
             &["metadata", "uid"],
             &["metadata", "labels", "app.kubernetes.io/*"],
-            &["metadata", "annotations", "etcd-tls.dev/*"],
+            &["metadata", "annotations", SIGNER_ANNOTATION],
+            &["metadata", "annotations", UID_ANNOTATION],
+            &["metadata", "annotations", KEEP_ANNOTATION],
+            // Our reports beside them can be longer than what is read of an object.
+            &["metadata", "annotations", REQUESTS[0]],
+            &["metadata", "annotations", REQUESTS[1]],
+            &["metadata", "annotations", REQUESTS[2]],
+            &["metadata", "annotations", REQUESTS[3]],
+            &["metadata", "annotations", REQUESTS[4]],
         ],
         limit: READ,
         ..Source::default()
@@ -204,7 +220,7 @@ fn facts(metadata: ObjectMeta, room: usize) -> Facts {
     let authority = authority_of(&metadata);
     let kept = metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(KEEP_ANNOTATION));
     let mut requests = metadata.annotations.unwrap_or_default();
-    requests.retain(|key, _| key.ends_with("-request"));
+    requests.retain(|key, _| REQUESTS.contains(&key.as_str()));
     if size(&requests) > room {
         tracing::warn!(
             config_map = metadata.name,
@@ -247,14 +263,23 @@ fn size(map: &BTreeMap<String, String>) -> usize {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use etcd_tls_contract::role::Domain;
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::{revoke, rollover};
 
     const KIND: &str = CONFIG_MAPS;
 
     fn object(metadata: Value) -> Metadata {
         serde_json::from_value(json!({"metadata": metadata})).unwrap()
+    }
+
+    #[test]
+    fn every_request_is_read() {
+        let revocations = Domain::WITH_LISTS.map(revoke::request_annotation);
+        let rollovers = Domain::ALL.map(rollover::request_annotation);
+        assert_eq!(revocations.into_iter().chain(rollovers).collect::<Vec<_>>(), REQUESTS);
     }
 
     #[test]
