@@ -7,7 +7,7 @@ mod renewed;
 mod signer;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     time::{Duration, UNIX_EPOCH},
 };
@@ -28,6 +28,9 @@ pub const NOT_YET: &str = "is not revoked yet";
 
 /// Pods in the report of a domain at most: an object's annotations hold 256 KiB.
 pub const MOST_IN_USE: usize = 100;
+
+/// Revoked certificates of a domain of which a report says whose they are, at most, for the same reason.
+pub const MOST_WHOSE: usize = 32;
 
 /// The annotation of a trust ConfigMap that a standalone signer answers from: its members are hosts, and no pods.
 pub const STANDALONE_ANNOTATION: &str = "etcd-tls.dev/standalone";
@@ -209,6 +212,9 @@ pub struct Report {
     /// The same of now. What a new leader finds is not lacking any more, but the answer was not about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lacks_before: Option<u64>,
+    /// Whose the certificates are that were revoked last ([`MOST_WHOSE`]), by serial number.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub whose: BTreeMap<String, String>,
 }
 
 /// That a record lacks certificates that were issued before a time, in seconds of the Unix epoch.

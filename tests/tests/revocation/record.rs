@@ -10,9 +10,12 @@ use etcd_tls_contract::{
     names::{self, SYSTEM_NAMESPACE},
     role::Role,
 };
-use k8s_openapi::api::{
-    coordination::v1::Lease,
-    core::v1::{ConfigMap, Namespace, Pod, Secret},
+use k8s_openapi::{
+    ByteString,
+    api::{
+        coordination::v1::Lease,
+        core::v1::{ConfigMap, Namespace, Pod, Secret},
+    },
 };
 use kube::{
     Api,
@@ -128,6 +131,17 @@ async fn a_certificate_of_the_last_second_of_a_term_is_found_by_the_next_leader(
     })
     .await;
     assert!(said.contains("the record holds what was issued since 20"), "{said}");
+    // Whose they are, the first leader has written.
+    let names: BTreeSet<String> = last.sans.texts().into_iter().collect();
+    let tells = |text: &str, before: &str| {
+        let whose = format!("{before}pod prod/etcd-0, user {}, names ", last.common_name);
+        let told =
+            text.split_once(&whose).map(|(_, told)| told.split([')', '\n']).next().unwrap_or_default().to_owned());
+        told.is_some_and(|told| told.split(", ").map(str::to_owned).collect::<BTreeSet<_>>() == names)
+    };
+    assert!(names.len() > 1 && tells(&said, "("), "{said}: {names:?}");
+    let listed = revoke(&admin, &["prod/etcd", "--list"]).await.expect("lists");
+    assert!(tells(&listed, " unspecified "), "{listed}: {names:?}");
 
     // The record is lost. Which certificates cannot be named any more is said, and each can be revoked by its number.
     let (_, old) = issue(&lab, &pod, Role::Server, None).await;
@@ -153,12 +167,32 @@ async fn a_certificate_of_the_last_second_of_a_term_is_found_by_the_next_leader(
     let (_, new) = issue(&lab, &pod, Role::Server, None).await;
     records.have(&BTreeSet::from([new.serial.clone()])).await;
     drop(second);
-    let third = sign(&lab, "sign-c", &[]).await;
+    let mut third = sign(&lab, "sign-c", &[]).await;
     third.logged("leading", LIMIT).await;
     let said = revoke(&admin, &["prod/etcd", "--user", &new.common_name, "--at-once"]).await;
     let said = said.unwrap_or_else(|error| error);
     assert!(published(&maps).await.expect("lists")["client"].entries().contains_key(&new.serial), "{said}");
     assert!(said.contains(lacks), "{said}");
+
+    // A version that knows no names writes the record without them.
+    third.kill();
+    let data = records.secrets.get(&records.names[1]).await.expect("a Secret").data.expect("data");
+    let mut record: serde_json::Value = serde_json::from_slice(&data["issued.json"].0).expect("JSON");
+    assert!(record.as_object_mut().expect("a record").remove("names").is_some(), "{record}");
+    for (_, leaf) in record["leaves"].as_object_mut().expect("certificates") {
+        leaf.as_object_mut().expect("a certificate").retain(|field, _| field != "names" && field != "addresses");
+    }
+    let older = Patch::Merge(json!({"data": {"issued.json": ByteString(record.to_string().into_bytes())}}));
+    records.secrets.patch(&records.names[1], &PatchParams::default(), &older).await.expect("an older record");
+    let fourth = sign(&lab, "sign-c", &[]).await;
+    fourth.logged("leading", LIMIT).await;
+    let said = revoke(&admin, &["prod/etcd", "--serial", &new.serial, "--undo"]).await.expect("taken back");
+    assert!(said.contains(&format!("1 certificate (pod prod/etcd-0, user {})", new.common_name)), "{said}");
+    // The next certificate has its names again, beside those that have none.
+    let (_, next) = issue(&lab, &pod, Role::Server, None).await;
+    let said = revoke(&admin, &["prod/etcd", "--serial", &next.serial, "--at-once"]).await;
+    let said = said.unwrap_or_else(|error| error);
+    assert!(said.contains(&format!("(pod prod/etcd-0, user {}, names ", next.common_name)), "{said}");
 }
 
 /// The Lease goes to and fro while certificates are issued, so that the leader of before has some that it has not written, and the
@@ -245,7 +279,8 @@ async fn what_a_killed_signer_did_not_record_is_revoked_by_its_pod_all_the_same(
     records.have(&killed.iter().map(|chain| chain.serial.clone()).collect()).await;
     for chain in &killed {
         let found = records.entry(&chain.serial).await.expect("an entry");
-        for field in ["holder", "pod", "user", "peer"] {
+        assert!(usual.get("names").is_some() || usual.get("addresses").is_some(), "{usual}");
+        for field in ["holder", "pod", "user", "peer", "names", "addresses"] {
             assert_eq!(found.get(field), usual.get(field), "{field}");
         }
         assert_eq!(found["key"], etcd_tls_contract::csr::key_digest(&chain.public_key));

@@ -11,7 +11,7 @@ use etcd_tls_contract::{
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client};
 
-use super::{Action, STANDALONE_ANNOTATION, Selector, cut, renewed, signer::Signer};
+use super::{Action, Report, STANDALONE_ANNOTATION, Selector, cut, renewed, signer::Signer, status_annotation};
 use crate::{
     error::{Error, NotSeen},
     operator::{self, Cluster, say, trust_map},
@@ -191,17 +191,18 @@ fn none(cluster: &ClusterName) -> String {
     )
 }
 
-/// Before when certificates were issued that the authority's record lacks.
-fn lacks_before(object: &ConfigMap, domain: Domain) -> Option<u64> {
-    let text = object.metadata.annotations.as_ref()?.get(&super::status_annotation(domain))?;
-    serde_json::from_str::<super::Report>(text).ok()?.lacks_before
+/// The signer's report on a list.
+fn report(object: &ConfigMap, domain: Domain) -> Option<Report> {
+    let text = object.metadata.annotations.as_ref()?.get(&status_annotation(domain))?;
+    serde_json::from_str(text).ok()
 }
 
 fn lists(cluster: &ClusterName, object: &ConfigMap) -> String {
     let lists = published(object);
     let mut text = String::new();
     for domain in Domain::WITH_LISTS {
-        if let Some(before) = lacks_before(object, domain) {
+        let Report { lacks_before, whose, .. } = report(object, domain).unwrap_or_default();
+        if let Some(before) = lacks_before {
             let _ = writeln!(text, "{cluster} {domain}: {}", super::lacks(before));
         }
         let Some(list) = lists.get(&domain) else {
@@ -210,7 +211,8 @@ fn lists(cluster: &ClusterName, object: &ConfigMap) -> String {
         };
         let _ = writeln!(text, "{cluster} {domain}: list {}, {} revoked", list.number(), list.entries().len());
         for (serial, entry) in list.entries() {
-            let _ = writeln!(text, "{serial} {} {}", rfc3339::text(entry.at), entry.reason);
+            let whose = whose.get(serial).map(|whose| format!(" {}", operator::plain(whose))).unwrap_or_default();
+            let _ = writeln!(text, "{serial} {} {}{whose}", rfc3339::text(entry.at), entry.reason);
         }
     }
     text.trim_end().to_owned()

@@ -120,8 +120,7 @@ fn answered(object: &ConfigMap, domains: &[Domain], request: &Request, force: bo
     let mut in_use: BTreeMap<String, InUse> = BTreeMap::new();
     for domain in domains {
         let text = object.metadata.annotations.as_ref()?.get(&status_annotation(*domain))?;
-        let Report { answer, count, at, in_use: of_domain, lacked_before, lacks_before: _ } =
-            serde_json::from_str(text).ok()?;
+        let Report { answer, count, at, in_use: of_domain, lacked_before, .. } = serde_json::from_str(text).ok()?;
         let answer = answer.filter(|answer| answer.id == request.id)?;
         said.count += count;
         said.lacked_before = said.lacked_before.max(lacked_before);

@@ -13,6 +13,7 @@ mod leaf;
 mod lean;
 pub(in crate::sign) mod making;
 pub(in crate::sign) mod memory;
+mod names;
 mod quorum;
 pub(in crate::sign) mod quota;
 pub(in crate::sign) mod recollected;

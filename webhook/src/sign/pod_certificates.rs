@@ -311,6 +311,7 @@ impl Answering<'_> {
         };
         let pod = format!("{}/{}", bound.namespace, bound.pod);
         let issued = Recorded::new(&bound.pod_uid, pod.clone(), &chain.common_name, chain.not_after, now)
+            .named(&chain.sans)
             .of_role(entitlement.role)
             .for_key(public_key)
             .of_kubelet();

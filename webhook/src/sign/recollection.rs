@@ -382,5 +382,8 @@ fn record(signer: &SignerName, chain: &Chain, holder: &str, pod: String, at: Opt
     let guess = Life::of(chain.not_before, chain.not_after, None).issued;
     let at = at.map_or(guess, |at| at.max(guess)).min(SystemTime::now());
     let role = if signer.domain == Domain::Peer { Role::Peer } else { Role::Client };
-    Leaf::new(holder, pod, &chain.common_name, chain.not_after, at).of_role(role).for_key(&chain.public_key)
+    Leaf::new(holder, pod, &chain.common_name, chain.not_after, at)
+        .named(&chain.sans)
+        .of_role(role)
+        .for_key(&chain.public_key)
 }

@@ -172,6 +172,7 @@ impl Signer {
         });
         let pod = case.bound.as_ref().map(|b| format!("{}/{}", b.namespace, b.pod)).unwrap_or_default();
         let issued = Recorded::new(&holder, pod, &chain.common_name, chain.not_after, now)
+            .named(&chain.sans)
             .of_role(entitlement.role)
             .for_key(public_key);
         // Before it is issued: one that then is not does no harm there.

@@ -5,30 +5,36 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap},
+    collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet},
     sync::Arc,
     time::SystemTime,
 };
 
 use etcd_tls_contract::duration::MAX_DURATION;
-use serde::{Deserialize, Deserializer, Serialize};
 
 pub(crate) use super::leaf::{Leaf, Line, Place};
 use super::{
     epoch::{seconds, time},
     lean::Lean,
+    names::Names,
 };
 use crate::{
     revoke::{self, Selector},
     rollover::rfc3339,
 };
 
-/// Certificates at most: those that end last. Each takes some 250 bytes of the Secret.
+/// Certificates at most: those that end last. Each takes some 280 bytes of the Secret.
 pub(crate) const MOST: u16 = 1024;
+
+/// Bytes of different lists of names at most. Beyond it, the pod or user with the most has its certificates recorded without names.
+const MOST_NAMES: usize = 64 << 10;
 
 /// Seconds for which a certificate that has ended stays in a record to which none is added: a clock that is set forward by an hour,
 /// and back, loses none.
 const CLOCK: u64 = 65 * 60;
+
+/// Certificates that a text for people describes, at most.
+const DESCRIBED: usize = 3;
 
 /// When a certificate ends, and its serial number.
 type Ends<'a> = (u64, &'a str);
@@ -39,22 +45,14 @@ const SETTLES: u64 = 5;
 const VOLUME_SETTLES: u64 = 180;
 
 /// See the module.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Issued {
     /// By serial number.
-    #[serde(deserialize_with = "shared")]
     leaves: Lean<Leaf>,
     /// Seconds of the Unix epoch since which it is complete; 0: nothing was recorded yet.
     since: u64,
     /// Seconds of the Unix epoch when the last valid certificate ends that it lacks; 0: it lacks none.
-    #[serde(skip_serializing_if = "is_zero")]
     lacking_until: u64,
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
-const fn is_zero(seconds: &u64) -> bool {
-    *seconds == 0
 }
 
 impl Issued {
@@ -72,8 +70,11 @@ impl Issued {
         if self.leaves.get(serial).is_none() {
             self.evict((self.leaves.len() + 1).saturating_sub(usize::from(MOST)));
         }
-        self.share(&mut leaf);
+        let is_known = self.share(&mut leaf);
         self.leaves.insert(serial, leaf);
+        if !is_known {
+            self.bound_names();
+        }
     }
 
     /// Removes so many certificates and notes that it lacks them: each of the pod or user with the most, so that no requester
@@ -106,11 +107,49 @@ impl Issued {
         }
     }
 
-    /// Has a certificate share the text of another one. Of thousands, as only a standalone signer has them, each keeps its own.
-    fn share(&self, leaf: &mut Leaf) {
-        if self.leaves.len() <= usize::from(MOST) {
-            let _found = self.leaves.values().any(|other| leaf.share(other));
+    /// Has a certificate share the texts of others; true if it has no names of its own. Of thousands, as only a standalone signer has
+    /// them, each keeps its own texts.
+    fn share(&self, leaf: &mut Leaf) -> bool {
+        if self.leaves.len() > usize::from(MOST) {
+            return false;
         }
+        let (mut text, mut names) = (false, false);
+        for other in self.leaves.values() {
+            text = text || leaf.share(other);
+            names = names || leaf.share_names(other);
+            if text && names {
+                break;
+            }
+        }
+        names
+    }
+
+    /// Leaves out names until their lists take no more than [`MOST_NAMES`]: those of the holder with the most, so that it leaves the
+    /// names of others alone.
+    fn bound_names(&mut self) {
+        let left_out = Arc::new(Names::left_out());
+        while let Some(holder) = self.too_many_names() {
+            let own = self.leaves.values_mut().filter(|leaf| leaf.holder() == holder);
+            own.for_each(|leaf| leaf.leave_out_names(&left_out));
+        }
+    }
+
+    /// The holder with the most names, where the lists take more than [`MOST_NAMES`].
+    fn too_many_names(&self) -> Option<String> {
+        let (mut lists, mut of_holders) = (HashSet::new(), HashSet::new());
+        let (mut all, mut by_holder): (usize, HashMap<&str, usize>) = (0, HashMap::new());
+        for leaf in self.leaves.values() {
+            let Some(names) = leaf.names() else { continue };
+            let (list, bytes) = (Arc::as_ptr(names), names.text().len());
+            if lists.insert(list) {
+                all += bytes;
+            }
+            if of_holders.insert((leaf.holder(), list)) {
+                *by_holder.entry(leaf.holder()).or_default() += bytes;
+            }
+        }
+        let most = by_holder.into_iter().max_by_key(|(holder, bytes)| (*bytes, *holder));
+        most.filter(|_| all > MOST_NAMES).map(|(holder, _)| holder.to_owned())
     }
 
     /// True if it holds certificates that ended [a while](CLOCK) before `now`.
@@ -283,6 +322,25 @@ impl Issued {
         newest.into_iter().map(|(of, (_, serials))| (of, serials)).collect()
     }
 
+    /// Whose certificate this is, for people.
+    pub(super) fn whose(&self, serial: &str) -> Option<String> {
+        Some(self.leaves.get(serial)?.described())
+    }
+
+    /// Whose certificates these are, for people: of some of many.
+    pub(super) fn described<'a>(&self, serials: impl Iterator<Item = &'a String>) -> String {
+        let mut all: Vec<String> = serials.filter_map(|serial| self.whose(serial)).collect();
+        all.sort_unstable();
+        all.dedup();
+        let more = all.len().saturating_sub(DESCRIBED);
+        all.truncate(DESCRIBED);
+        match (all.is_empty(), more) {
+            (true, _) => String::new(),
+            (false, 0) => format!(" ({})", all.join("; ")),
+            (false, more) => format!(" ({}; and {more} more)", all.join("; ")),
+        }
+    }
+
     /// The keys of these certificates, as far as they are known.
     pub(super) fn keys<'a>(&self, serials: impl Iterator<Item = &'a String>) -> BTreeSet<String> {
         serials
@@ -378,21 +436,14 @@ impl Issued {
     }
 }
 
-/// The certificates of a text, in which many have the same holder, pod and user.
-fn shared<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Lean<Leaf>, D::Error> {
-    let mut leaves = Lean::<Leaf>::deserialize(deserializer)?;
-    let mut known: HashMap<Arc<str>, Leaf> = HashMap::new();
-    for leaf in leaves.values_mut() {
-        let of_text = known.entry(Arc::clone(leaf.shared())).or_insert_with(|| leaf.clone());
-        leaf.share(of_text);
-    }
-    Ok(leaves)
-}
-
 /// A pod's namespace and name; one without a namespace is in `namespace`.
 pub(super) fn whole(pod: &str, namespace: &str) -> String {
     if pod.contains('/') { pod.to_owned() } else { format!("{namespace}/{pod}") }
 }
+
+mod text;
+
+pub(super) use text::WithoutNames;
 
 #[cfg(test)]
 mod tests;

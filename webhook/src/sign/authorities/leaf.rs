@@ -1,13 +1,18 @@
 //! One certificate of a record, in few bytes: a record has up to a thousand, and there are thousands of records.
 //!
-//! Its holder, pod and user are one text, which all certificates of the same in a record share ([`Leaf::share`]).
+//! Its holder, pod, user and addresses are one text, which all certificates of the same in a record share ([`Leaf::share`]). So are its
+//! names, which are the same for all pods of a workload ([`Names`]).
 
 use std::{borrow::Cow, fmt, sync::Arc, time::SystemTime};
 
-use etcd_tls_contract::{csr, role::Role};
+use etcd_tls_contract::{csr, role::Role, san::Sans};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::epoch::{seconds, time};
+use super::{
+    epoch::{seconds, time},
+    memory::chunk,
+    names::{self, Names},
+};
 
 /// The holder, the user, and true if kubelet asked: a newer certificate of these replaces an older one.
 pub(crate) type Place = (String, String, bool);
@@ -19,16 +24,20 @@ pub(crate) struct Leaf {
     pub(crate) at: u64,
     pub(crate) until: u64,
     of: Of,
+    /// None: it has no names, or an earlier version recorded it.
+    names: Option<Arc<Names>>,
     key: Key,
     /// What most have not.
     rare: Option<Box<Rare>>,
+    /// Where the addresses begin in the text.
+    addresses_begin: u32,
     /// True if it is a peer's.
     peer: bool,
     /// True if kubelet asked for it, for a volume of `podCertificate`. The sidecar's is another one, and neither replaces the other.
     pub(crate) kubelet: bool,
 }
 
-/// Holder, pod and user, one after the other.
+/// Holder, pod, user and addresses, one after the other.
 #[derive(Clone, PartialEq, Eq)]
 struct Of {
     text: Arc<str>,
@@ -74,9 +83,9 @@ pub(crate) struct Line {
     pub(crate) elsewhere: bool,
 }
 
-/// The JSON of a certificate.
+/// The JSON of a certificate. Its names are elsewhere.
 #[derive(Serialize, Deserialize)]
-struct Text<'a> {
+pub(super) struct Text<'a> {
     at: u64,
     until: u64,
     #[serde(borrow)]
@@ -97,14 +106,28 @@ struct Text<'a> {
     key: Cow<'a, str>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     line: Option<Cow<'a, Line>>,
+    /// Which of the lists of names beside it is its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) names: Option<usize>,
+    #[serde(borrow, default, skip_serializing_if = "str::is_empty")]
+    addresses: Cow<'a, str>,
+}
+
+impl Text<'_> {
+    pub(super) fn without_addresses(self) -> Self {
+        Self { addresses: Cow::default(), ..self }
+    }
+}
+
+/// A text of 4 GiB comes from nowhere: a Secret holds a mebibyte.
+fn place(length: usize) -> u32 {
+    u32::try_from(length).unwrap_or(u32::MAX)
 }
 
 impl Of {
-    fn new(holder: &str, pod: &str, user: &str) -> Self {
-        // A text of 4 GiB comes from nowhere: a Secret holds a mebibyte.
-        let place = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
+    fn new(holder: &str, pod: &str, user: &str, addresses: &str) -> Self {
         Self {
-            text: [holder, pod, user].concat().into(),
+            text: [holder, pod, user, addresses].concat().into(),
             pod_begins: place(holder.len()),
             user_begins: place(holder.len() + pod.len()),
         }
@@ -146,9 +169,11 @@ impl Leaf {
         Self {
             at: seconds(now),
             until: seconds(not_after),
-            of: Of::new(holder, &pod, user),
+            of: Of::new(holder, &pod, user, ""),
+            names: None,
             key: Key::Other(Box::default()),
             rare: None,
+            addresses_begin: place(holder.len() + pod.len() + user.len()),
             peer,
             kubelet: false,
         }
@@ -176,7 +201,26 @@ impl Leaf {
 
     /// The subject's CN.
     pub(crate) fn user(&self) -> &str {
-        self.of.part(self.of.user_begins, None)
+        self.of.part(self.of.user_begins, Some(self.addresses_begin))
+    }
+
+    /// Its list of names, which others may share.
+    pub(super) const fn names(&self) -> Option<&Arc<Names>> {
+        self.names.as_ref()
+    }
+
+    /// Whose it is, for people: its pod or host, its user, and some of its names and addresses.
+    pub(super) fn described(&self) -> String {
+        let pod = self.pod();
+        let of = match self.holder().strip_prefix("host:") {
+            Some(host) if pod.is_empty() => format!("host {host}"),
+            _ => format!("pod {pod}"),
+        };
+        let (mut all, more) = self.names.as_ref().map(|names| names.list(pod)).unwrap_or_default();
+        all.extend(names::addresses(self.of.part(self.addresses_begin, None)));
+        let names = names::shown(&all, more);
+        let names = if names.is_empty() { names } else { format!(", names {names}") };
+        format!("{of}, user {}{names}", self.user())
     }
 
     /// [`csr::key_digest`] of its public key; empty in records of earlier versions.
@@ -235,6 +279,18 @@ impl Leaf {
         Self { key: Key::new(&csr::key_digest(public_key)), ..self }
     }
 
+    /// One with these names and addresses.
+    pub(crate) fn named(self, sans: &Sans) -> Self {
+        let (names, addresses) = Names::of(sans, self.pod());
+        let of = Of::new(self.holder(), self.pod(), self.user(), &addresses);
+        Self { of, names: names.map(Arc::new), ..self }
+    }
+
+    /// Leaves out its names.
+    pub(super) fn leave_out_names(&mut self, instead: &Arc<Names>) {
+        self.names = Some(Arc::clone(instead));
+    }
+
     /// One of a host of `cluster`, for a standalone signer.
     pub(crate) fn of_cluster(self, cluster: String) -> Self {
         self.with(|rare| rare.cluster = cluster.into())
@@ -285,13 +341,23 @@ impl Leaf {
         same
     }
 
+    /// Shares the names with `other`, if they are the same. True if they are, or it has none.
+    pub(super) fn share_names(&mut self, other: &Self) -> bool {
+        let same = self.names == other.names;
+        if same {
+            self.names.clone_from(&other.names);
+        }
+        same || self.names.is_none()
+    }
+
     /// The text that it may share.
     pub(super) const fn shared(&self) -> &Arc<str> {
         &self.of.text
     }
 
-    /// Bytes of memory that it takes beside itself, about. It takes an equal part of a text that it shares.
+    /// Bytes of memory that it takes beside itself, about. It takes an equal part of what it shares.
     pub(super) fn heap(&self) -> usize {
+        let names = self.names.as_ref().map_or(0, |names| names.heap() / Arc::strong_count(names).max(1));
         let key = match &self.key {
             Key::Digest(_) => 0,
             Key::Other(text) => chunk(text.len()),
@@ -304,16 +370,7 @@ impl Leaf {
         };
         // An Arc counts its holders in two words.
         let shared = chunk(self.of.text.len() + 16) / Arc::strong_count(&self.of.text).max(1);
-        key + self.rare.as_deref().map_or(0, rare) + shared
-    }
-}
-
-/// Bytes that the allocator of glibc takes for so many: a word more, in steps of 16, and 32 at least.
-pub(super) const fn chunk(bytes: usize) -> usize {
-    match bytes {
-        0 => 0,
-        1..=24 => 32,
-        _ => (bytes + 8).next_multiple_of(16),
+        key + self.rare.as_deref().map_or(0, rare) + shared + names
     }
 }
 
@@ -347,9 +404,10 @@ impl fmt::Debug for Leaf {
     }
 }
 
-impl Serialize for Leaf {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let text = Text {
+impl Leaf {
+    /// Its JSON; `names`: where its names are.
+    pub(super) fn to_text(&self, names: Option<usize>) -> Text<'_> {
+        Text {
             at: self.at,
             until: self.until,
             holder: self.holder().into(),
@@ -361,28 +419,42 @@ impl Serialize for Leaf {
             principal: self.principal().into(),
             key: self.key(),
             line: self.line().map(Cow::Borrowed),
-        };
-        text.serialize(serializer)
+            names,
+            addresses: self.of.part(self.addresses_begin, None).into(),
+        }
     }
-}
 
-impl<'de> Deserialize<'de> for Leaf {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = Text::deserialize(deserializer)?;
+    /// The one of this JSON, with these names.
+    pub(super) fn of_text(text: Text<'_>, names: Option<&Arc<Names>>) -> Self {
         let rare = Rare {
             cluster: text.cluster.into(),
             principal: text.principal.into(),
             line: text.line.map(Cow::into_owned),
         };
-        Ok(Self {
+        Self {
             at: text.at,
             until: text.until,
-            of: Of::new(&text.holder, &text.pod, &text.user),
+            of: Of::new(&text.holder, &text.pod, &text.user, &text.addresses),
+            names: names.cloned(),
             key: Key::new(&text.key),
             rare: (rare != Rare::default()).then(|| Box::new(rare)),
+            addresses_begin: place(text.holder.len() + text.pod.len() + text.user.len()),
             peer: text.peer,
             kubelet: text.kubelet,
-        })
+        }
+    }
+}
+
+/// Without its names: a standalone signer's, which records none.
+impl Serialize for Leaf {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.to_text(None).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Leaf {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self::of_text(Text::deserialize(deserializer)?, None))
     }
 }
 
@@ -430,7 +502,7 @@ mod tests {
 
     #[test]
     fn one_takes_few_bytes_and_a_shared_text_counts_once() {
-        assert!(size_of::<Leaf>() <= 80, "{}", size_of::<Leaf>());
+        assert!(size_of::<Leaf>() <= 88, "{}", size_of::<Leaf>());
         let leaf = || Leaf::new("uid", "prod/a".to_owned(), "a", UNIX_EPOCH + Duration::from_secs(9), UNIX_EPOCH);
         let alone = leaf().for_key(b"key").heap();
         assert_eq!(alone, chunk("uidprod/aa".len() + 16));

@@ -102,6 +102,15 @@ impl Drop for Share {
     }
 }
 
+/// Bytes that the allocator of glibc takes for so many: a word more, in steps of 16, and 32 at least.
+pub(super) const fn chunk(bytes: usize) -> usize {
+    match bytes {
+        0 => 0,
+        1..=24 => 32,
+        _ => (bytes + 8).next_multiple_of(16),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     ca::{authority::Authority, crl, issue::IssueError},
-    revoke::{Action, InUse, MOST_IN_USE, NOT_YET, Report, Request, Selector},
+    revoke::{Action, InUse, MOST_IN_USE, MOST_WHOSE, NOT_YET, Report, Request, Selector},
     rollover::{Answer, LivePod, rfc3339},
     sign::cache::pods::{Voter, is_host},
 };
@@ -173,7 +173,23 @@ impl Revoked {
     /// The report on the last request.
     pub(crate) fn report(&self) -> Option<Report> {
         let Answered { answer, count, at, in_use, lacked_before } = Answered::clone(self.record.answered.as_ref()?);
-        Some(Report { answer: Some(answer), count, at: Some(at), in_use, lacked_before, lacks_before: None })
+        Some(Report {
+            answer: Some(answer),
+            count,
+            at: Some(at),
+            in_use,
+            lacked_before,
+            lacks_before: None,
+            whose: BTreeMap::new(),
+        })
+    }
+
+    /// Whose the certificates are that were revoked last, as far as the record tells.
+    pub(crate) fn whose(&self, issued: &Issued) -> BTreeMap<String, String> {
+        let mut last: Vec<_> = self.record.entries.iter().map(|(serial, entry)| (entry.0, serial)).collect();
+        last.sort_unstable_by(|one, other| other.cmp(one));
+        let whose = |(_, serial): (u64, &String)| Some((serial.clone(), issued.whose(serial)?));
+        last.into_iter().filter_map(whose).take(MOST_WHOSE).collect()
     }
 
     /// True if the holder of this uid gets no certificate any more.
@@ -313,6 +329,7 @@ impl Revoked {
                     self.record.keys.extend(keys.into_iter().map(|key| (key, seconds(known.authority_end))));
                     let end = named.values().map(|end| end.unwrap_or(known.leaves_end)).max().unwrap_or(now);
                     let mut text = format!("{what} is revoked until {}: {}", rfc3339::text(end), counted(named.len()));
+                    text += &known.issued.described(named.keys());
                     if let Selector::Pod(pod) = what {
                         let bar = Bar(seconds(known.authority_end), whole(pod, known.namespace));
                         self.record.barred.extend(bars.into_iter().map(|uid| (uid, bar.clone())));
@@ -328,7 +345,7 @@ impl Revoked {
             }
             Action::Undo => {
                 let taken: Vec<&String> = named.keys().filter(revoked).collect();
-                let count = taken.len();
+                let (count, whose) = (taken.len(), known.issued.described(taken.iter().copied()));
                 for serial in taken.into_iter().cloned().collect::<Vec<_>>() {
                     self.record.entries.remove(&serial);
                 }
@@ -336,7 +353,10 @@ impl Revoked {
                 let keys = known.issued.keys(named.keys());
                 self.record.keys.retain(|key, _| !keys.contains(key));
                 if count > 0 || takes_bars_back {
-                    (request.accepted(&format!("{what} is not revoked any more: {}", counted(count))), count.max(1))
+                    (
+                        request.accepted(&format!("{what} is not revoked any more: {}{whose}", counted(count))),
+                        count.max(1),
+                    )
                 } else {
                     (request.accepted(&format!("{what} is not revoked")), 0)
                 }

@@ -7,7 +7,8 @@
 //! state.json           the rollover under way, until when leaves hold, the last answer to an operator
 //! revoked.json         what was revoked, and the last answer to that
 //! crl.der              the signed list of it
-//! issued.json          what was issued and has not ended; left out where the Secret has no room, and then lost at the next read
+//! issued.json          what was issued and has not ended; where the Secret has no room without the names, else left out, and then lost at
+//!                      the next read
 //! ```
 //!
 //! Each step is one write of the Secret, so a killed signer leaves no state in between.
@@ -27,7 +28,7 @@ use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::me
 use serde::{Deserialize, Serialize};
 
 use super::{
-    issued::Issued,
+    issued::{Issued, WithoutNames},
     revoked::{Known, Revoked, RevokedError},
 };
 use crate::{
@@ -182,9 +183,13 @@ impl Stored {
             put(key, &value);
         }
         // An empty one, too: where there is none, it is lost.
-        let issued = serde_json::to_vec(&*self.issued)?;
         let bytes: usize = data.values().map(|value| value.0.len()).sum();
-        if !self.unrecorded && bytes + issued.len() <= ROOM {
+        let fits = |issued: &Vec<u8>| bytes + issued.len() <= ROOM;
+        let mut issued = serde_json::to_vec(&*self.issued)?;
+        if !fits(&issued) {
+            issued = serde_json::to_vec(&WithoutNames(&self.issued))?;
+        }
+        if !self.unrecorded && fits(&issued) {
             data.insert(ISSUED.to_owned(), ByteString(issued));
         }
         Ok(data)
@@ -462,6 +467,25 @@ mod tests {
         data.insert(ISSUED.to_owned(), ByteString(b"garbage".to_vec()));
         assert!(Stored::read(&data, now()).unwrap().has_lost_its_record());
         assert!(killed_and_read_back(&Stored::used(ca("two"))).has_lost_its_record());
+    }
+
+    #[test]
+    fn a_secret_with_no_room_for_names_has_the_record_without_them() {
+        let mut stored = Stored::new(ca("one"));
+        let leaf = super::super::issued::Leaf::new("u", "prod/a".to_owned(), "a", now() + DAY, now());
+        let names = format!("{}.example.org", "x".repeat(60)).parse().unwrap();
+        Arc::make_mut(&mut stored.issued).note("1", leaf.clone().named(&names));
+        let bytes = |stored: &Stored| stored.data().unwrap().values().map(|value| value.0.len()).sum::<usize>();
+        assert!(killed_and_read_back(&stored).issued == stored.issued);
+        let answer =
+            |length| Some(Box::new(Answer { id: "1".to_owned(), accepted: true, message: "x".repeat(length) }));
+        stored.state.answer = answer(0);
+        stored.state.answer = answer(ROOM - bytes(&stored));
+        assert!(bytes(&stored) == ROOM && killed_and_read_back(&stored).issued == stored.issued);
+        stored.state.answer = answer(ROOM - bytes(&stored) + stored.state.answer.as_ref().unwrap().message.len() + 1);
+        let mut without = Issued::default();
+        without.note("1", leaf);
+        assert!(*killed_and_read_back(&stored).issued == without);
     }
 
     #[test]

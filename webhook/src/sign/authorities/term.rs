@@ -57,7 +57,10 @@ impl Stored {
         let lacks_before = self.issued.lacks_before(now).map(|before| before.div_ceil(60) * 60);
         match (self.revoked.report(), lacks_before) {
             (None, None) => None,
-            (report, lacks_before) => Some(Report { lacks_before, ..report.unwrap_or_default() }),
+            (report, lacks_before) => {
+                let whose = self.revoked.whose(&self.issued);
+                Some(Report { lacks_before, whose, ..report.unwrap_or_default() })
+            }
         }
     }
 }

@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
+use etcd_tls_contract::san::Sans;
+
 use super::*;
 
 fn leaf(at: u64, until: u64, pod: &str, user: &str) -> Leaf {
@@ -208,22 +210,117 @@ fn a_clock_that_is_an_hour_fast_for_a_while_loses_no_certificate() {
     assert_eq!((issued.len(), issued.lacks_before(time(0))), (0, None));
 }
 
-/// docs/scale.md has this of a cluster.
+/// The names of a member or of an ordinary client.
+fn named(leaf: Leaf, pod: &str, ip: u16) -> Leaf {
+    let [high, low] = ip.to_be_bytes();
+    let names = [pod.to_owned(), "etcd-client.tenant-1234".to_owned(), "etcd.tenant-1234".to_owned()];
+    let forms = |name: String| {
+        [String::new(), ".svc".to_owned(), ".svc.cluster.local".to_owned()].map(|end| name.clone() + &end)
+    };
+    let mut sans: Sans = names.into_iter().flat_map(forms).collect::<Vec<_>>().join(",").parse().unwrap();
+    sans.extend(&format!("localhost,10.0.{high}.{low},10.96.0.9,127.0.0.1,::1").parse().unwrap());
+    leaf.named(&sans)
+}
+
+/// A record of `each` certificates of each of `pods` members.
+fn members(user: &str, pods: u16, each: u8, with_names: bool) -> Issued {
+    let mut issued = Issued::default();
+    for n in 0..pods {
+        let (pod, user) = (format!("tenant-1234/etcd-{n}"), format!("{user}:etcd-{n}"));
+        for at in 0..each {
+            let holder = format!("0d5f2e0c-9c2f-4a68-9e53-{n:012}");
+            let [high, low] = n.to_be_bytes();
+            let leaf = Leaf::new(&holder, pod.clone(), &user, time(1_800_086_400), time(1_800_000_001))
+                .for_key(&[high, low, at]);
+            let leaf = if with_names { named(leaf, &format!("etcd-{n}.etcd.tenant-1234"), n) } else { leaf };
+            issued.note(&format!("{:032x}", u32::from(n) * 256 + u32::from(at) + (1 << 31)), leaf);
+        }
+    }
+    issued
+}
+
+fn stored(issued: &Issued) -> usize {
+    serde_json::to_vec(issued).unwrap().len()
+}
+
+/// docs/scale.md has this of a cluster, and docs/revocation.md what the names take.
 #[test]
 fn the_records_of_a_cluster_of_three_take_little_of_eight_kib() {
-    let cluster = |user: &str| {
-        let mut issued = Issued::default();
-        for n in 0..3_u8 {
-            let (pod, user) = (format!("tenant-1234/etcd-{n}"), format!("{user}:etcd-{n}"));
-            // A certificate, and the next one.
-            for at in [0_u8, 1] {
-                let holder = format!("0d5f2e0c-9c2f-4a68-9e53-00000000000{n}");
-                let leaf = Leaf::new(&holder, pod.clone(), &user, time(86_400), time(1)).for_key(&[n, at]);
-                issued.note(&format!("{:040x}", 2 * n + at), leaf);
-            }
-        }
-        issued.bytes()
+    // A certificate, and the next one.
+    let both = members("system:etcd-peer", 3, 2, true).bytes() + members("system:etcd-server", 3, 2, true).bytes();
+    assert!(both <= 3072, "{both}");
+    for (pods, each, memory, text) in [(3, 4, 24, 56), (256, 4, 12, 46)] {
+        let [without, with] = [false, true].map(|names| members("system:etcd-server", pods, each, names));
+        let of_each = |bytes: [usize; 2]| (bytes[1] - bytes[0]) / with.len();
+        let names = (of_each([without.bytes(), with.bytes()]), of_each([stored(&without), stored(&with)]));
+        assert!(names.0 <= memory && names.1 <= text, "{names:?} bytes of each of {}", with.len());
+    }
+}
+
+/// A pod may ask for some of its names, so that each of its certificates has others.
+#[test]
+fn names_are_bounded_and_who_has_the_most_loses_its_own() {
+    let mut issued = members("system:etcd-server", 3, 4, true);
+    let label = "x".repeat(60);
+    let long = |n: usize| -> Sans {
+        let names = (0..100).map(|m| format!("n{n}-{m}.{label}.{label}.{label}.{label}"));
+        Sans { dns: names.collect(), ..Sans::default() }
     };
-    let both = cluster("system:etcd-peer") + cluster("system:etcd-server");
-    assert!(both <= 2560, "{both}");
+    for n in 0..1000 {
+        let leaf = leaf(1_800_000_002, 1_800_090_000 + n as u64, &format!("tenant-1234/loud-{}", n % 4), "loud");
+        issued.note(&format!("{n:x}"), leaf.named(&long(n)));
+    }
+    assert_eq!(issued.len(), 1012, "all are recorded");
+    let lists: BTreeSet<&str> = issued.leaves.values().filter_map(|leaf| Some(leaf.names()?.text())).collect();
+    let bytes: usize = lists.iter().map(|list| list.len()).sum();
+    assert!(bytes <= MOST_NAMES + 16 && bytes > MOST_NAMES / 4, "{bytes}");
+    assert!(issued.bytes() < 400 << 10 && stored(&issued) < 400 << 10, "{} {}", issued.bytes(), stored(&issued));
+    let first = issued.whose(&format!("{:032x}", 1_u32 << 31)).unwrap();
+    assert!(first.contains("names etcd-0.etcd.tenant-1234, "), "the others keep theirs: {first}");
+    let said = |n: usize| issued.whose(&format!("{n:x}")).unwrap();
+    assert_eq!(said(0), "pod tenant-1234/loud-0, user loud, names and more", "left out, and that is said");
+    assert!(said(999).len() < 400, "{}", said(999));
+}
+
+/// Signers of two versions take turns during an upgrade: one that knows no names passes over them, and its text lacks them.
+#[test]
+fn names_stand_beside_the_certificates_for_versions_that_know_none() {
+    let issued = members("system:etcd-server", 3, 2, true);
+    let text = serde_json::to_value(&issued).unwrap();
+    let lists = text["names"].as_array().unwrap();
+    assert_eq!(lists.len(), 1, "one of all members: {lists:?}");
+    let read: Issued = serde_json::from_value(text.clone()).unwrap();
+    assert_eq!(read, issued);
+    assert!(read.bytes() <= issued.bytes(), "they are shared again: {} of {}", read.bytes(), issued.bytes());
+    let mut older = text;
+    older.as_object_mut().unwrap().remove("names");
+    for (_, leaf) in older["leaves"].as_object_mut().unwrap() {
+        let fields = leaf.as_object_mut().unwrap();
+        assert!(fields.remove("names").is_some() && fields.remove("addresses").is_some());
+    }
+    let without = members("system:etcd-server", 3, 2, false);
+    assert_eq!(older, serde_json::to_value(&without).unwrap(), "all else is as before");
+    assert_eq!(serde_json::from_value::<Issued>(older).unwrap(), without);
+    // A list that is not there is none.
+    let odd =
+        r#"{"leaves":{"1":{"at":1,"until":9,"holder":"u","pod":"p/a","user":"a","names":7,"addresses":"x,10.0.0.1"}}}"#;
+    let odd: Issued = serde_json::from_str(odd).unwrap();
+    assert_eq!(odd.whose("1").unwrap(), "pod p/a, user a, names 10.0.0.1");
+}
+
+#[test]
+fn people_are_told_whose_certificates_they_are() {
+    let issued = members("system:etcd-server", 3, 2, true);
+    let serials: Vec<String> = issued.iter().map(|(serial, _)| serial.to_owned()).collect();
+    let said = issued.described(serials[..2].iter());
+    let one = "pod tenant-1234/etcd-0, user system:etcd-server:etcd-0, names etcd-0.etcd.tenant-1234, \
+               etcd-0.etcd.tenant-1234.svc, etcd-0.etcd.tenant-1234.svc.cluster.local, etcd-client.tenant-1234, \
+               etcd-client.tenant-1234.svc, etcd-client.tenant-1234.svc.cluster.local, etcd.tenant-1234, etcd.tenant-1234.svc and 6 more";
+    assert_eq!(said, format!(" ({one})"), "both are alike");
+    assert_eq!(issued.described(["ff".to_owned()].iter()), "");
+    let mut many = Issued::default();
+    (0..5).for_each(|n| many.note(&n.to_string(), leaf(1, 9, &format!("web/app-{n}"), "app")));
+    let serials: Vec<String> = many.iter().map(|(serial, _)| serial.to_owned()).collect();
+    let said = many.described(serials.iter());
+    assert_eq!(said, " (pod web/app-0, user app; pod web/app-1, user app; pod web/app-2, user app; and 2 more)");
 }
