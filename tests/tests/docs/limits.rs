@@ -31,7 +31,7 @@ const SAME: [(&str, &str, &str, &str); 16] = [
         "operations.md",
         "more than 50 service accounts",
         "webhook/src/approve/bindings/graced.rs",
-        "pub(super) const MAX_OF_NAMESPACE: usize = 50;",
+        "pub(crate) const MAX_OF_NAMESPACE: usize = 50;",
     ),
     (
         "revocation.md",

@@ -221,6 +221,28 @@ async fn of_its_namespace(installation: &mut Installation) {
     found(&kubeconfig, &arguments, "rolebinding etcd-tls-sign", "failing", "there is none").await;
     let readers = "rolebinding etcd-tls-trust-reader";
     found(&kubeconfig, &arguments, readers, "attention", "default etcd-tls-trust-etcd").await;
+    // Somebody who cannot see whether that is chosen is told so. It is no fault where it is.
+    let rules = json!([{"apiGroups": [""], "resources": ["namespaces", "pods"], "verbs": ["get", "list"]}]);
+    let viewer = installation.api.account("prod", "asks", rules).await;
+    let of = ["--verb=create", "--resource=subjectaccessreviews.authorization.k8s.io"];
+    installation.api.kubectl(&[&["create", "clusterrole", "asks"][..], &of].concat());
+    installation.api.kubectl(&[
+        "create",
+        "clusterrolebinding",
+        "asks",
+        "--clusterrole=asks",
+        "--serviceaccount=prod:asks",
+    ]);
+    found(&viewer, &arguments, readers, "unknown", "cannot get deployments.apps").await;
+    let flag = |op: &str| {
+        let first = "/spec/template/spec/containers/0/args/0";
+        let patch = json!([{"op": op, "path": first, "value": "--no-trust-watch"}]);
+        let deployment = ["-n", "etcd-tls-system", "patch", "deployment", "etcd-tls-approve", "--type=json", "-p"];
+        installation.api.kubectl(&[&deployment[..], &[&patch.to_string()]].concat());
+    };
+    flag("add");
+    found(&kubeconfig, &arguments, readers, "ok", "approve runs with --no-trust-watch").await;
+    flag("remove");
     installation.approve.signal(nix::sys::signal::Signal::SIGCONT);
     found(&kubeconfig, &arguments, "rolebinding etcd-tls-sign", "ok", "sign may publish").await;
     found(&kubeconfig, &arguments, readers, "ok", "may watch their trust").await;

@@ -25,6 +25,7 @@ use crate::controller::{
 };
 
 pub(super) use self::driver::{BindingArgs, Reconciler};
+pub(crate) use self::graced::MAX_OF_NAMESPACE;
 
 mod driver;
 mod graced;

@@ -288,14 +288,20 @@ async fn has_component(client: &Client, guard: Guard, process: &str, argument: &
     if there {
         return Ok(true);
     }
+    runs_with(client, process, argument).await.map_err(|error| {
+        let right = Right::new("get", "deployments.apps", Some(SYSTEM_NAMESPACE));
+        unseen(&format!("admission policy {name}"), right, error, SEE_GUARDS)
+    })
+}
+
+/// True if the Deployment of a process has this argument.
+///
+/// # Errors
+/// It cannot be read.
+pub(super) async fn runs_with(client: &Client, process: &str, argument: &str) -> Result<bool, ApiServerError> {
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
-    match within(deployments.get_opt(&format!("etcd-tls-{process}"))).await {
-        Ok(deployment) => Ok(deployment.is_some_and(|deployment| has_argument(&deployment, argument))),
-        Err(error) => {
-            let right = Right::new("get", "deployments.apps", Some(SYSTEM_NAMESPACE));
-            Err(unseen(&format!("admission policy {name}"), right, error, SEE_GUARDS))
-        }
-    }
+    let deployment = within(deployments.get_opt(&format!("etcd-tls-{process}"))).await?;
+    Ok(deployment.is_some_and(|deployment| has_argument(&deployment, argument)))
 }
 
 fn has_argument(deployment: &Deployment, argument: &str) -> bool {

@@ -11,7 +11,7 @@ use tokio::time::{Duration, Instant};
 use crate::controller::listed::{Event, Key, Listed};
 
 /// Service accounts of one namespace that may request by their pods' labels, and names of trust ConfigMaps beside that of cluster `etcd`.
-pub(super) const MAX_OF_NAMESPACE: usize = 50;
+pub(crate) const MAX_OF_NAMESPACE: usize = 50;
 
 /// See the module.
 #[derive(Debug)]
