@@ -356,13 +356,23 @@ impl ApiServer {
         dir
     }
 
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.url.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a URL with a port")
+    }
+
     /// The variables that tell a pod where the API server is.
     pub fn pod_environment(&self) -> Vec<(String, String)> {
-        let port = self.url.rsplit(':').next().expect("a URL with a port");
+        Self::pod_environment_of(self.port())
+    }
+
+    /// The same of one that is reached by this port.
+    pub fn pod_environment_of(port: u16) -> Vec<(String, String)> {
+        let port = port.to_string();
         vec![
             ("KUBERNETES_SERVICE_HOST".into(), "127.0.0.1".into()),
-            ("KUBERNETES_SERVICE_PORT".into(), port.into()),
-            ("KUBERNETES_SERVICE_PORT_HTTPS".into(), port.into()),
+            ("KUBERNETES_SERVICE_PORT".into(), port.clone()),
+            ("KUBERNETES_SERVICE_PORT_HTTPS".into(), port),
         ]
     }
 }

@@ -51,6 +51,8 @@ pub struct Installation {
     /// While it is set, mounted Secrets and ConfigMaps stay as they are: kubelet's next sync is far away.
     held: Arc<AtomicBool>,
     environment: Vec<(String, String)>,
+    /// The port by which pods that are made reach the API server, if not its own.
+    pub pods_reach_it_by: Option<u16>,
     /// The API server.
     pub api: ApiServer,
 }
@@ -128,7 +130,8 @@ impl Installation {
         command.arg("--admin-address").arg(format!("127.0.0.1:{}", ports::loopback()));
         let admit = Process::spawn("admit", &mut command, api.directory().path());
         api.apply(&endpoint(address, port));
-        let mut installation = Self { sign, approve, admit, mounts: vec![mount], held, environment, api };
+        let mut installation =
+            Self { sign, approve, admit, mounts: vec![mount], held, environment, pods_reach_it_by: None, api };
         installation.ready().await;
         installation
     }
@@ -199,7 +202,7 @@ impl Installation {
             reached_at: None,
             hurry: 0,
             node: NODE.to_owned(),
-            environment: self.api.pod_environment(),
+            environment: ApiServer::pod_environment_of(self.pods_reach_it_by.unwrap_or_else(|| self.api.port())),
             token_directory: self.api.token_directory(&format!("token-{uid}"), namespace, &token),
             config_maps,
             programs,

@@ -35,6 +35,7 @@ pub mod process;
 pub mod prometheus;
 pub mod prompt;
 pub mod promtool;
+pub mod relay;
 pub mod revocation;
 pub mod secret_agent;
 pub mod self_hosted;

@@ -37,17 +37,19 @@ const LATE: Duration = Duration::from_secs(30);
 const TOO_SHORT: Duration = Duration::from_secs(10);
 /// The longest pause after a watch that lasted as long as it was to.
 const PROMPT: Duration = Duration::from_secs(1);
-/// The longest pause after a watch that ended early, and after the first failure: an API server that restarts has thousands of
-/// watches to serve at once.
-const PAUSE: Duration = Duration::from_secs(30);
+/// The longest pause after a watch that ended early, after the first failure, and while no API server can be reached: one that restarts
+/// has thousands of watches to serve at once, and a revocation waits for this.
+const PAUSE: Duration = Duration::from_secs(5);
 /// The longest pause after failures.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
+/// Failures in a row after which pauses grow also while no API server can be reached: five minutes' or more.
+const OFTEN: u32 = 120;
 /// The longest pause after the first refusal: a pod can be faster than `approve`, which gives the right.
 const FIRST_REFUSED: Duration = Duration::from_secs(5);
 /// The longest pause where the right is missing.
 const LONGEST_REFUSED: Duration = Duration::from_secs(60 * 60);
-/// Failures in a row that are no news: an API server that restarts.
-const PATIENCE: u32 = 3;
+/// How long failures are no news, and kubelet may be late with what was watched: an API server that restarts.
+const PATIENCE: Duration = Duration::from_secs(2 * 60);
 /// Refusals in a row that are none.
 const PATIENCE_REFUSED: u32 = 2;
 
@@ -177,10 +179,13 @@ pub async fn follow<K: Credentials, C: Clock>(
     name: &str,
     clock: C,
 ) {
-    let (mut failures, mut said) = (0_u32, None);
+    let (mut failures, mut before, mut said) = (0_u32, None, None);
+    // When something came last, or the first attempt was made.
+    let mut last = clock.elapsed();
     loop {
         let began = clock.elapsed();
         let lasts = SHORTEST_WATCH.mul_f64(1.0 + clock.chance());
+        let mut unreachable = false;
         let end = match kube.watch_config_map(namespace, name, lasts).await {
             Ok(watched) => {
                 pushed.begin();
@@ -189,11 +194,14 @@ pub async fn follow<K: Credentials, C: Clock>(
                 }
                 timeout(lasts + LATE, receive(&pushed, watched)).await.unwrap_or(Ok(()))
             }
-            Err(error) => Err(error),
+            Err(error) => {
+                unreachable = matches!(error, ApiError::Unreachable { .. });
+                Err(error)
+            }
         };
         let short = clock.elapsed().saturating_sub(began) < TOO_SHORT;
-        if !short {
-            failures = 0;
+        if !short && !unreachable {
+            (before, last) = (None, clock.elapsed());
         }
         if end.is_ok() && !short {
             let lasted = clock.elapsed().saturating_sub(began);
@@ -204,19 +212,27 @@ pub async fn follow<K: Credentials, C: Clock>(
             clock.sleep(pause).await;
             continue;
         }
-        failures = failures.saturating_add(1);
         pushed.watched.set(0);
         // A right or a resource that is missing is no passing trouble.
         let refused = matches!(end, Err(ApiError::Status { code: 401 | 403 | 404, .. }));
+        let trouble = match (refused, unreachable) {
+            (true, _) => Trouble::Refused,
+            (false, true) => Trouble::Unreachable,
+            (false, false) => Trouble::Other,
+        };
+        // An API server that comes back may refuse at first: that is another trouble than that it was away.
+        failures = if before == Some(trouble) { failures.saturating_add(1) } else { 1 };
+        before = Some(trouble);
         let retry_after = match &end {
             Err(ApiError::Status { retry_after, .. }) => *retry_after,
             _ => None,
         };
         let error = end.err().map_or_else(|| "the watch ended at once".to_owned(), |error| error.to_string());
-        if refused || failures >= PATIENCE {
+        let lasting = clock.elapsed().saturating_sub(last) >= PATIENCE;
+        if refused || lasting {
             pushed.forget();
         }
-        let news = failures >= if refused { PATIENCE_REFUSED } else { PATIENCE };
+        let news = if refused { failures >= PATIENCE_REFUSED } else { lasting };
         if news && said.as_ref() != Some(&error) {
             tracing::warn!(
                 config_map = name,
@@ -226,7 +242,7 @@ pub async fn follow<K: Credentials, C: Clock>(
             );
             said = Some(error);
         }
-        clock.sleep(pause(failures, refused, retry_after, clock.chance())).await;
+        clock.sleep(pause(failures, trouble, retry_after, clock.chance())).await;
     }
 }
 
@@ -236,12 +252,28 @@ fn between(lasted: Duration, lasts: Duration, chance: f64) -> Duration {
     if lasted + PROMPT >= lasts { PROMPT.mul_f64(chance) } else { PAUSE.mul_f64(chance) }
 }
 
-/// The pause after the `failures`th failure in a row (from 1): 30 s doubling to five minutes with full jitter by `chance`, where
-/// the right is missing 5 s doubling to an hour; never less than the API server asks for (`retry_after`).
-fn pause(failures: u32, refused: bool, retry_after: Option<Duration>, chance: f64) -> Duration {
-    let (first, longest) = if refused { (FIRST_REFUSED, LONGEST_REFUSED) } else { (PAUSE, LONGEST_PAUSE) };
-    let most = first.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1))).min(longest);
-    let jittered = if refused { most.mul_f64(0.5 + 0.5 * chance) } else { most.mul_f64(chance) };
+/// Why there is no watch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trouble {
+    /// The right is missing.
+    Refused,
+    /// No API server was there to answer.
+    Unreachable,
+    /// It has too much to do, or the watch broke off at once.
+    Other,
+}
+
+/// The pause after the `failures`th failure in a row (from 1), with full jitter by `chance`: 5 s, doubling to five minutes, while no API
+/// server can be reached [`OFTEN`] times 5 s before; where the right is missing 5 s doubling to an hour; never less than the API server
+/// asks for (`retry_after`).
+fn pause(failures: u32, trouble: Trouble, retry_after: Option<Duration>, chance: f64) -> Duration {
+    let (first, longest) = match trouble {
+        Trouble::Refused => (FIRST_REFUSED, LONGEST_REFUSED),
+        Trouble::Unreachable | Trouble::Other => (PAUSE, LONGEST_PAUSE),
+    };
+    let doublings = failures.saturating_sub(if trouble == Trouble::Unreachable { OFTEN } else { 1 });
+    let most = first.saturating_mul(2_u32.saturating_pow(doublings)).min(longest);
+    let jittered = most.mul_f64(if trouble == Trouble::Refused { 0.5 + 0.5 * chance } else { chance });
     retry_after.unwrap_or_default() + jittered
 }
 
@@ -350,23 +382,29 @@ mod tests {
         let seconds =
             |lasted, chance| between(Duration::from_secs(lasted), Duration::from_secs_f64(400.5), chance).as_secs_f64();
         assert!(seconds(400, 0.999) <= 1.0 && seconds(430, 0.999) <= 1.0);
-        assert!(seconds(60, 0.5) > 10.0, "the API server goes away, and thousands come back");
+        assert!(
+            seconds(60, 0.5) > 2.0 && seconds(60, 0.999) <= 5.0,
+            "the API server goes away, and thousands come back"
+        );
     }
 
     /// Thousands of watches that end at once are not opened again at once.
     #[test]
     fn watches_come_back_spread_out() {
+        use Trouble::{Other, Refused, Unreachable};
         let seconds =
-            |failures, refused, retry_after, chance| pause(failures, refused, retry_after, chance).as_secs_f64();
-        let spread: Vec<f64> = (0..100).map(|n| seconds(1, false, None, f64::from(n) / 100.0)).collect();
-        for (from, to) in [(0.0, 10.0), (10.0, 20.0), (20.0, 30.0)] {
+            |failures, trouble, retry_after, chance| pause(failures, trouble, retry_after, chance).as_secs_f64();
+        let spread: Vec<f64> = (0..99).map(|n| seconds(1, Other, None, f64::from(n) / 99.0)).collect();
+        for (from, to) in [(0.0, 5.0 / 3.0), (5.0 / 3.0, 10.0 / 3.0), (10.0 / 3.0, 5.0)] {
             let count = spread.iter().filter(|s| (from..to).contains(*s)).count();
             assert!((25..=40).contains(&count), "{count} of 100 between {from} s and {to} s");
         }
-        assert!(seconds(1, false, Some(Duration::from_secs(40)), 0.0) >= 40.0, "as the API server asks");
-        assert!(seconds(30, false, None, 0.999) <= 300.0);
-        assert!((2.5..=5.0).contains(&seconds(1, true, None, 0.3)), "a right that is being given");
-        assert!((1800.0..=3600.0).contains(&seconds(30, true, None, 0.3)), "a right that is not given costs little");
+        assert!(seconds(1, Other, Some(Duration::from_secs(40)), 0.0) >= 40.0, "as the API server asks");
+        assert!(seconds(30, Other, None, 0.999) <= 300.0 && seconds(7, Other, None, 0.999) > 250.0);
+        assert!((1..=OFTEN).all(|failures| seconds(failures, Unreachable, None, 0.999) <= 5.0), "a revocation waits");
+        assert!(seconds(OFTEN + 6, Unreachable, None, 0.999) > 250.0, "nobody is there for long");
+        assert!((2.5..=5.0).contains(&seconds(1, Refused, None, 0.3)), "a right that is being given");
+        assert!((1800.0..=3600.0).contains(&seconds(30, Refused, None, 0.3)), "a right that is not given costs little");
     }
 
     #[tokio::test]

@@ -20,6 +20,7 @@ use tests::{
     local_pod::LocalPod,
     ports,
     process::{binary, run, which},
+    relay::Relay,
     revocation::{TRUST, on_disk, revoke},
 };
 
@@ -96,7 +97,10 @@ async fn a_list_comes_without_kubelet_where_the_trust_config_map_may_be_watched(
     installation.api.service_account("held", "app").await;
     let admin = installation.api.kubeconfig.clone();
     let mut watching = Client::start(&mut installation, "prod", "etcd").await;
+    let relay = Relay::to(installation.api.port()).await;
+    installation.pods_reach_it_by = Some(relay.port);
     let named = Client::start(&mut installation, "prod", "other").await;
+    installation.pods_reach_it_by = None;
     let mut other = Client::start(&mut installation, "held", "etcd").await;
     for client in [&watching, &named] {
         client.shows("etcd_tls_trust_watched 1").await;
@@ -137,6 +141,11 @@ async fn a_list_comes_without_kubelet_where_the_trust_config_map_may_be_watched(
     }
     assert_eq!(cas(&other), 1, "without the right nothing comes but the mounted bundle");
 
+    // The API server goes away for a while, for one of them alone.
+    relay.open(false);
+    named.shows("etcd_tls_trust_watched 0").await;
+    revoke(&admin, &["prod/other", "--serial", "4f0b"]).await.expect("revoked");
+
     // Watched content is checked like mounted content. Nobody repairs it now.
     installation.sign.kill();
     let maps: Api<ConfigMap> = Api::namespaced(installation.api.client.clone(), "prod");
@@ -171,6 +180,19 @@ async fn a_list_comes_without_kubelet_where_the_trust_config_map_may_be_watched(
     assert_eq!(on_disk(&watching.files), kept);
     let mended = json!({"binaryData": good});
     maps.patch(TRUST, &PatchParams::default(), &Patch::Merge(mended)).await.expect("mend");
+
+    // However long it was away, its next attempt is not far away.
+    assert!(!on_disk(&named.files).entries().contains_key("4f0b"), "it came without the API server");
+    eventually("six attempts", LIMIT, || async {
+        let attempts = relay.refused();
+        if attempts >= 6 { Ok(()) } else { Err(format!("{attempts}: {}", named.log())) }
+    })
+    .await;
+    relay.open(true);
+    let back = Instant::now();
+    named.has("the list of meanwhile", &["4f0a", "4f0b"]).await;
+    println!("the list was seen on disk {:?} after the API server was back", back.elapsed());
+    named.shows("etcd_tls_trust_watched 1").await;
 
     // kubelet brings it to the one that may not watch, and an older one to nobody.
     installation.hold_mounts(false);
