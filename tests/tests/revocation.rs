@@ -186,6 +186,25 @@ async fn the_signer_lists_what_holders_of_the_right_revoke() {
     assert!(untold.contains("kubectl auth can-i list pods -n prod"), "{untold}");
     let now = published(&maps).await.expect("lists");
     assert!(now.values().all(|list| list.entries().contains_key("4f0d")), "it is revoked nevertheless: {now:?}");
+    // So are named one with a list of its own and one with a config file.
+    for (name, args) in [("etcd-1", "--client-crl-file=/own.crl"), ("etcd-2", "--config-file=/etc/etcd.yaml")] {
+        let pod = json!({
+            "metadata": {"name": name, "annotations": {"etcd-tls.dev/roles": "peer,server"}},
+            "spec": {"containers": [{"name": "etcd", "image": "etcd", "command": ["etcd"], "args": [args]}]},
+        });
+        installation.api.pod("prod", pod).await.expect("a pod");
+    }
+    let named = revoke(&admin, &["prod/etcd", "--serial", "4f0c", "--force"]).await;
+    let named = named.expect_err("members without a list");
+    for (name, ports, why) in [
+        ("etcd-0", "peer and client port", "annotation etcd-tls.dev/revocation is off"),
+        ("etcd-1", "client port", "or its own options leave the list out"),
+        ("etcd-2", "peer and client port", "its etcd has a config file"),
+    ] {
+        let takes = format!("pod {name} takes revoked certificates on its {ports}: ");
+        assert!(named.lines().any(|line| line.contains(&takes) && line.contains(why)), "{name}: {named}");
+    }
+    installation.api.kubectl(&["-n", "prod", "delete", "pod", "etcd-1", "etcd-2", "--grace-period=0", "--force"]);
     revoke(&admin, &["prod/etcd", "--serial", "4f0c", "--undo"]).await.expect("taken back");
     rolled_over::the_new_ca_signs_what_is_revoked(&installation, "prod").await;
 }
