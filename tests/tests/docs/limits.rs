@@ -7,7 +7,7 @@ use etcd_tls_contract::{life::Life, policy::Policy, settings::Settings};
 use tests::repository;
 
 /// Page, words of it, source file, and the line in it that the words repeat.
-const SAME: [(&str, &str, &str, &str); 16] = [
+const SAME: [(&str, &str, &str, &str); 28] = [
     (
         "operations.md",
         "If it does not answer within two seconds, your own probe decides",
@@ -75,6 +75,73 @@ const SAME: [(&str, &str, &str, &str); 16] = [
         "`sign` writes the record within two seconds after a certificate",
         "webhook/src/sign/authorities/unwritten.rs",
         "pub(in crate::sign) const RECORD_WITHIN: Duration = Duration::from_secs(2);",
+    ),
+    (
+        "revocation.md",
+        "Of one certificate there are 512 bytes of names at most",
+        "webhook/src/sign/authorities/names.rs",
+        "const MOST: usize = 512;",
+    ),
+    (
+        "revocation.md",
+        "and 96 bytes of addresses",
+        "webhook/src/sign/authorities/names.rs",
+        "const MOST_ADDRESSES: usize = 96;",
+    ),
+    (
+        "revocation.md",
+        "up to eight names and addresses",
+        "webhook/src/sign/authorities/names.rs",
+        "const SHOWN: (usize, usize) = (8, 240);",
+    ),
+    (
+        "revocation.md",
+        "All different lists of a record have 64 KiB",
+        "webhook/src/sign/authorities/issued.rs",
+        "const MOST_NAMES: usize = 64 << 10;",
+    ),
+    (
+        "revocation.md",
+        "For more than three different ones",
+        "webhook/src/sign/authorities/issued.rs",
+        "const DESCRIBED: usize = 3;",
+    ),
+    (
+        "revocation.md",
+        "the 32 certificates that were revoked last",
+        "webhook/src/revoke.rs",
+        "pub const MOST_WHOSE: usize = 32;",
+    ),
+    (
+        "revocation.md",
+        "up to 5 s for the sidecar",
+        "sidecar/src/agent/pushed.rs",
+        "const PAUSE: Duration = Duration::from_secs(5);",
+    ),
+    (
+        "revocation.md",
+        "for more than 120 attempts of a sidecar",
+        "sidecar/src/agent/pushed.rs",
+        "const OFTEN: u32 = 120;",
+    ),
+    ("revocation.md", "and 20 s for `sign`", "webhook/src/controller/client.rs", "wait.min(Duration::from_secs(20))"),
+    (
+        "revocation.md",
+        "75 s for `sign`",
+        "webhook/src/controller/listed/events.rs",
+        "const SILENCE: Duration = Duration::from_secs(75);",
+    ),
+    (
+        "revocation.md",
+        "up to 12 s for the Lease",
+        "webhook/src/controller/lease.rs",
+        "pub const DURATION: Duration = Duration::from_secs(12);",
+    ),
+    (
+        "revocation.md",
+        "up to 30 s for [what the one before issued]",
+        "webhook/src/sign/reconcile.rs",
+        "const RECOLLECTED_WITHIN: Duration = Duration::from_secs(30);",
     ),
     (
         "issuers.md",
