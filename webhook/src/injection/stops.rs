@@ -103,7 +103,7 @@ impl<'a> Work<'a> {
             _ => None,
         };
         let advertised = known(advertised);
-        let Some(member) = of("name").map_or(Some("default".to_owned()), known) else { return };
+        let Some(member) = of("name").map_or_else(|| Some("default".to_owned()), known) else { return };
         let name = container.name;
         match (of("initial-cluster").map(known), advertised) {
             (None, Some(advertised)) if member == "default" => self.warnings.push(format!(

@@ -248,9 +248,9 @@ impl Shell<'_> {
         }
         // It prints something, perhaps several times, or nothing.
         if self.commands > begun {
-            self.commands += 1
+            self.commands += 1;
         } else {
-            self.commands -= 1
+            self.commands -= 1;
         }
         self.redirections()
     }
