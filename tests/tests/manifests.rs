@@ -19,7 +19,7 @@ use kube::{
 use serde_json::{Value, json};
 use tests::{
     apiserver::{ApiServer, from_json},
-    eventually, pages,
+    eventually,
     process::run,
     temp::TempDir,
     tier,
@@ -276,32 +276,6 @@ fn policies_come_before_the_rights_that_they_limit() {
 }
 
 /// The component, and what its comment says about more clusters and accounts.
-/// docs/install.md: the overlay for a registry that needs credentials, and the one that writes images' names in full.
-#[test]
-fn the_overlays_of_the_page_on_images_reach_every_pod() {
-    let Some(assets) = tier::kubernetes() else { return };
-    let build = |block: &str| {
-        let overlay = TempDir::new("overlay");
-        let here = relative(&overlay, "");
-        let text = block.replace("<here>/manifests", &format!("{here}manifests"));
-        overlay.write("kustomization.yaml", text);
-        run(std::process::Command::new(assets.join("kubectl")).arg("kustomize").arg(overlay.path()))
-    };
-    let overlay = |section: &str| {
-        let blocks = pages::blocks("install.md", section);
-        blocks.into_iter().find(|block| block.starts_with("resources: [<here>")).expect("an overlay")
-    };
-    let with_credentials = build(&overlay("From a registry of your own"));
-    assert_eq!(with_credentials.matches("imagePullSecrets:\n").count(), 3, "{with_credentials}");
-    let variable = "- name: SIDECAR_PULL_SECRETS\n          value: registry\n";
-    assert_eq!(with_credentials.matches(variable).count(), 1, "{with_credentials}");
-    let in_full = build(&overlay("Without a registry, or without a network"));
-    for name in ["image: docker.io/library/etcd-tls-webhook:0.1.0", "value: docker.io/library/etcd-tls-sidecar:0.1.0"] {
-        assert!(in_full.contains(&format!("{name}\n")), "{name}: {in_full}");
-    }
-    assert!(!in_full.contains(": etcd-tls-webhook:") && !in_full.contains(": etcd-tls-sidecar:"), "{in_full}");
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_lease_lock_is_for_its_namespace_and_its_leases() {
     let Some(api) = ApiServer::start().await else { return };

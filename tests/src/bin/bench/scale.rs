@@ -52,7 +52,7 @@ pub(crate) async fn measure(report: &mut Report) -> Result<(), String> {
     };
     let mut numbers = numbers()?;
     numbers.sort_unstable();
-    // Two CAs for each cluster: 4,000 clusters have as many as the policy allows by default.
+    // Two CAs for each cluster: 6,000 clusters have as many as the policy allows by default.
     let most = numbers.last().map_or(0, |most| most * 2 + MEMBERS);
     tests::policy::set(&installation.api.client, &format!("authoritiesInAll: {}", most.max(8000) * 2)).await;
     let address = asks::address(&installation.api);

@@ -118,7 +118,7 @@ fn requests_without_tls_beside_etcd_are_said() {
         (
             "containers",
             json!({"command": ["apiserver", "--etcd-servers=http://127.0.0.1:2379,http://127.0.0.1:2378"]}),
-            vec!["its command line names http://127.0.0.1:2379", "write https://", ADVICE],
+            vec!["its command line names http://127.0.0.1:2379", "speaks TLS there", "write https://", ADVICE],
         ),
         (
             "containers",
