@@ -310,47 +310,4 @@ async fn kube_controller_manager_signs_for_no_name_of_others() {
         .await;
     }
     assert!(status(&lab, &custom).await["certificate"].is_null());
-    kubernetes_deletes_old_requests(&lab, &signed).await;
-}
-
-/// docs/approval.md, *Policy*, and docs/uninstall.md: which old requests Kubernetes deletes by itself. `signed` names one that has a
-/// certificate. No API makes an object old, so these are written where the API server keeps them.
-async fn kubernetes_deletes_old_requests(lab: &Lab, signed: &str) {
-    let template: Value =
-        serde_json::from_str(&lab.api.kubectl(&["get", "csr", signed, "-o", "json"])).expect("a request");
-    let ago = |hours: i64| (jiff::Timestamp::now() - jiff::SignedDuration::from_hours(hours)).to_string();
-    let with = |type_: &str, hours: i64| json!([{"type": type_, "status": "True", "lastUpdateTime": ago(hours)}]);
-    let certificate = &template["status"]["certificate"];
-    let mut all = vec![
-        ("signed".to_owned(), 2, json!({"conditions": with("Approved", 2), "certificate": certificate}), false),
-        ("denied".to_owned(), 2, json!({"conditions": with("Denied", 2)}), false),
-        ("failed".to_owned(), 2, json!({"conditions": with("Failed", 2)}), false),
-        ("younger".to_owned(), 23, json!({}), true),
-        ("reviewed".to_owned(), 25, json!({"conditions": with(names::REVIEWED_CONDITION, 25)}), true),
-        ("approved".to_owned(), 25, json!({"conditions": with("Approved", 25)}), true),
-    ];
-    // The order in which they are looked at is by chance.
-    all.extend((0..8).map(|n| (format!("undecided-{n}"), 25, json!({}), false)));
-    for (name, hours, status, _) in &all {
-        let mut object = template.clone();
-        object["metadata"] = json!({"name": name, "uid": name, "creationTimestamp": ago(*hours)});
-        object["status"] = status.clone();
-        let key = format!("/registry/certificatesigningrequests/{name}");
-        Http::plain().put(lab.api.etcd_url(), &key, &object.to_string()).await.expect("write a request");
-    }
-    let there = || lab.api.kubectl(&["get", "csr", "-o", "name"]);
-    let is_there = |all: &str, name: &str| all.lines().any(|line| line.ends_with(&format!("/{name}")));
-    let before = there();
-    assert!(all.iter().all(|(name, ..)| is_there(&before, name)), "{before}");
-    let alone = ["--controllers=certificatesigningrequest-cleaner-controller".to_owned()];
-    let cleaner = lab.api.start_controller_manager(&alone).expect("kube-controller-manager");
-    let left = eventually("old requests to be deleted", LIMIT, || async {
-        let left = there();
-        let gone = all.iter().filter(|(.., stays)| !stays).all(|(name, ..)| !is_there(&left, name));
-        if gone { Ok(left) } else { Err(format!("{left}{}", cleaner.log_end())) }
-    })
-    .await;
-    for (name, ..) in all.iter().filter(|(.., stays)| *stays) {
-        assert!(is_there(&left, name), "{name}: {left}");
-    }
 }
