@@ -40,6 +40,8 @@ const PROMPT: Duration = Duration::from_secs(1);
 /// The longest pause after a watch that ended early, after the first failure, and while no API server can be reached: one that restarts
 /// has thousands of watches to serve at once, and a revocation waits for this.
 const PAUSE: Duration = Duration::from_secs(5);
+/// An attempt that failed later than this has had a connection.
+const LONGEST_CONNECT: Duration = Duration::from_secs(20);
 /// The longest pause after failures.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
 /// Failures in a row after which pauses grow also while no API server can be reached: five minutes' or more.
@@ -185,22 +187,25 @@ pub async fn follow<K: Credentials, C: Clock>(
     loop {
         let began = clock.elapsed();
         let lasts = SHORTEST_WATCH.mul_f64(1.0 + clock.chance());
-        let mut unreachable = false;
+        let (mut unreachable, mut watched_it) = (false, false);
         let end = match kube.watch_config_map(namespace, name, lasts).await {
             Ok(watched) => {
                 pushed.begin();
+                watched_it = true;
                 if said.take().is_some() {
                     tracing::info!(config_map = name, "the trust ConfigMap is watched again");
                 }
                 timeout(lasts + LATE, receive(&pushed, watched)).await.unwrap_or(Ok(()))
             }
             Err(error) => {
-                unreachable = matches!(error, ApiError::Unreachable { .. });
+                // One that takes connections and does not answer is there, and has too much to do.
+                let connecting = clock.elapsed().saturating_sub(began) < LONGEST_CONNECT;
+                unreachable = connecting && matches!(error, ApiError::Unreachable { .. });
                 Err(error)
             }
         };
         let short = clock.elapsed().saturating_sub(began) < TOO_SHORT;
-        if !short && !unreachable {
+        if !short && watched_it {
             (before, last) = (None, clock.elapsed());
         }
         if end.is_ok() && !short {
@@ -220,8 +225,10 @@ pub async fn follow<K: Credentials, C: Clock>(
             (false, true) => Trouble::Unreachable,
             (false, false) => Trouble::Other,
         };
-        // An API server that comes back may refuse at first: that is another trouble than that it was away.
-        failures = if before == Some(trouble) { failures.saturating_add(1) } else { 1 };
+        // An API server that comes back may refuse at first: that is another trouble than that it was away. One with too much to do
+        // answers at times and at times not.
+        let same = before.is_some_and(|before| (before == Trouble::Refused) == (trouble == Trouble::Refused));
+        failures = if same { failures.saturating_add(1) } else { 1 };
         before = Some(trouble);
         let retry_after = match &end {
             Err(ApiError::Status { retry_after, .. }) => *retry_after,

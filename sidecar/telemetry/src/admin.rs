@@ -94,7 +94,8 @@ pub async fn serve(listener: TcpListener, status: Arc<dyn Status>) {
         connections.lock().unwrap_or_else(PoisonError::into_inner).add(move |id| {
             let connection = tokio::spawn(async move {
                 let service = service_fn(move |request: Request<Incoming>| {
-                    if request.uri().path() == METRICS
+                    if request.method() == Method::GET
+                        && request.uri().path() == METRICS
                         && let Some(open) = open.upgrade()
                     {
                         open.lock().unwrap_or_else(PoisonError::into_inner).gets_metrics(id);

@@ -113,6 +113,11 @@ enum Change {
 }
 
 impl Change {
+    /// True if it takes a right away.
+    const fn withdraws(&self) -> bool {
+        matches!(self, Self::Unbind(_) | Self::Reader(readers::Change { object: None, .. }))
+    }
+
     /// The binding that it is of.
     fn binding(&self) -> String {
         match self {

@@ -116,7 +116,7 @@ impl<'a> Work<'a> {
         let mut read = 0;
         for container in others {
             if !names_a_way(&container) {
-                self.check_probes(&container, asked);
+                self.check_probes(&container, asked, false);
                 continue;
             }
             read += 1;
@@ -139,7 +139,7 @@ impl<'a> Work<'a> {
 
     fn check_asker(&mut self, asker: &Asker<'a, '_>, asked: &DialledEtcd) {
         let before = self.warnings.len();
-        self.check_probes(&asker.container, asked);
+        self.check_probes(&asker.container, asked, asker.member);
         self.check_requests(asker, asked);
         self.check_etcdctl(asker, asked.ours);
         self.check_endpoints(asker);
@@ -148,8 +148,9 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Probes and hooks by which kubelet asks a port that wants a client certificate.
-    fn check_probes(&mut self, container: &Container<'a>, asked: &DialledEtcd) {
+    /// Probes and hooks by which kubelet asks a port that wants a client certificate, or, of a `member`, one where nobody listens: beside
+    /// etcd, a proxy may listen there.
+    fn check_probes(&mut self, container: &Container<'a>, asked: &DialledEtcd, member: bool) {
         let object = container.object;
         let probes = ["startupProbe", "livenessProbe", "readinessProbe"].map(|field| (field, object.get(field)));
         let lifecycle = object.get("lifecycle");
@@ -168,7 +169,10 @@ impl<'a> Work<'a> {
                          will fail for ever; probe an http:// URL of --listen-metrics-urls, or use tcpSocket",
                         container.name
                     ));
-                } else if asked.inner.contains(&port) && handler.get("host").as_str().is_none_or(str::is_empty) {
+                } else if member
+                    && asked.inner.contains(&port)
+                    && handler.get("host").as_str().is_none_or(str::is_empty)
+                {
                     self.warnings.push(format!(
                         "container {}: its {field} asks port {port} of the pod's address, and etcd listens there at loopback \
                          alone, so it will fail for ever; let etcd listen at 0.0.0.0 or [::]",

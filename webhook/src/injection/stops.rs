@@ -137,7 +137,9 @@ impl<'a> Work<'a> {
 
     /// An etcd that is to serve TLS and gets no certificate for it. `roles`: those whose certificates it gets.
     pub(super) fn check_without(&mut self, container: &Container<'a>, options: &Options, roles: Option<&[Role]>) {
-        if !options.runs_etcd() || options.is_proxy() || setting(options, "config-file").is_some() {
+        let elsewhere =
+            options.is_proxy() || options.undetermined.is_some() || setting(options, "config-file").is_some();
+        if !options.runs_etcd() || elsewhere {
             return;
         }
         for (role, listen, file, automatic) in LISTENERS {

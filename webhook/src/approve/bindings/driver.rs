@@ -295,6 +295,8 @@ impl Reconciler {
         let (requesters, mut others): (Vec<_>, Vec<_>) =
             due.into_iter().partition(|change| matches!(change, Change::Requesters(..)));
         if others.len() > AT_A_LOOK {
+            // Rights that end first, and those that failed last: many that fail slowly keep no other one waiting.
+            others.sort_by_key(|change| (!change.withdraws(), paces.failed_until(&change.binding())));
             others.truncate(AT_A_LOOK);
             later(now);
         }

@@ -37,6 +37,11 @@ impl Paces {
         (next > now).then_some(next)
     }
 
+    /// Until when it waits, or waited, after a failure; `None`: the last try did not fail.
+    pub(super) fn failed_until(&self, name: &str) -> Option<Instant> {
+        self.0.get(name).filter(|pace| pace.wait.is_some()).map(|pace| pace.not_before)
+    }
+
     /// It was written.
     pub(super) fn written(&mut self, name: &str, now: Instant) {
         let pace = self.of(name, now);

@@ -47,7 +47,7 @@ pub(crate) struct Revoked {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
+#[serde(from = "Text", rename_all = "camelCase")]
 struct Record {
     /// The number of the last list.
     number: u64,
@@ -66,23 +66,45 @@ struct Record {
     answered: Option<Box<Answered>>,
 }
 
+/// A [`Record`] as it is read. An optional flattened part that cannot be read would count as none.
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Text {
+    number: u64,
+    signed_by: Key,
+    entries: BTreeMap<String, Entry>,
+    barred: BTreeMap<String, Bar>,
+    keys: BTreeMap<String, u64>,
+    answer: Option<Answer>,
+    count: usize,
+    at: u64,
+    in_use: Vec<InUse>,
+    lacked_before: Option<u64>,
+}
+
+impl From<Text> for Record {
+    fn from(text: Text) -> Self {
+        let Text { number, signed_by, entries, barred, keys, answer, count, at, in_use, lacked_before } = text;
+        let answered = answer.map(|answer| Box::new(Answered { answer, count, at, in_use, lacked_before }));
+        Self { number, signed_by, entries, barred, keys, answered }
+    }
+}
+
 /// A request that is answered.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Answered {
     /// The answer.
     answer: Answer,
     /// Certificates that it was about.
-    #[serde(default)]
     count: usize,
     /// When it was answered, in seconds of the Unix epoch.
-    #[serde(default)]
     at: u64,
     /// Pods that use what it named and left.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     in_use: Vec<InUse>,
     /// [`Report::lacked_before`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     lacked_before: Option<u64>,
 }
 

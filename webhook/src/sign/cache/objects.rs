@@ -39,8 +39,8 @@ const KEPT: usize = 4 * 1024;
 const BUDGET: usize = 16 << 20;
 /// Bytes of the requests of one namespace's ConfigMaps that are kept: an administrator of a namespace can make any number of them.
 const KEPT_OF_NAMESPACE: usize = 256 << 10;
-/// ConfigMaps of one namespace that are known: more than it has clusters.
-const MOST_OF_NAMESPACE: usize = 1024;
+/// ConfigMaps of one namespace that are known: more than clusters whose clients can be there.
+const MOST_OF_NAMESPACE: usize = 16 * 1024;
 /// The longest uid.
 const LONGEST_UID: usize = 64;
 
@@ -329,7 +329,7 @@ mod tests {
         };
         seen.take(Event::Applied(request("a", 0, 2 * KEPT)), KIND);
         assert_eq!(seen.bytes, 0);
-        for n in 0..10_000 {
+        for n in 0..20_000 {
             seen.take(Event::Applied(request("a", n, KEPT - 500)), KIND);
         }
         assert!((KEPT_OF_NAMESPACE - KEPT..=KEPT_OF_NAMESPACE).contains(&seen.bytes), "{}", seen.bytes);
@@ -340,8 +340,8 @@ mod tests {
         seen.take(Event::Applied(request("a", 1, KEPT - 400)), KIND);
         assert_eq!(seen.objects.get("a", "etcd-tls-trust-1").map(|facts| facts.requests.len()), Some(1));
         seen.take(Event::Deleted(request("a", 2, 0)), KIND);
-        seen.take(Event::Applied(request("a", 20_000, 10)), KIND);
-        assert_eq!(seen.objects.get("a", "etcd-tls-trust-20000").map(|facts| facts.requests.len()), Some(1));
+        seen.take(Event::Applied(request("a", 30_000, 10)), KIND);
+        assert_eq!(seen.objects.get("a", "etcd-tls-trust-30000").map(|facts| facts.requests.len()), Some(1));
         // All together have a bound, too.
         for n in 0..200 {
             for of in 0..80 {

@@ -100,6 +100,17 @@ fn a_changeover_signs_it_anew_and_a_lost_record_does_not_set_the_number_back() {
 
 /// What a new leader finds later was not in the record, and the answer was not about it.
 #[test]
+fn an_answer_that_cannot_be_read_is_no_record_without_one() {
+    let record = |answer: &str| {
+        let text = format!(r#"{{"number":1,"signedBy":"","entries":{{}},"answer":{{{answer}}}}}"#);
+        Revoked::read(&BTreeMap::from([(RECORD.to_owned(), ByteString(text.into_bytes()))]))
+    };
+    let whole = record(r#""id":"1","accepted":true,"message":"x""#).unwrap();
+    assert_eq!(whole.answer().map(|answer| &*answer.id), Some("1"));
+    assert!(record(r#""id":1"#).is_err(), "its request would be carried out again");
+}
+
+#[test]
 fn the_report_says_what_the_record_lacked_when_it_was_answered() {
     let (mut revoked, mut lacking) = (Revoked::default(), Issued::default());
     lacking.lost(now(), now() + DAY);
