@@ -102,7 +102,7 @@ const SAME: [(&str, &str, &str, &str); 28] = [
     ),
     (
         "revocation.md",
-        "For more than three different ones",
+        "The answer names the owner of up to three of the certificates",
         "webhook/src/sign/authorities/issued.rs",
         "const DESCRIBED: usize = 3;",
     ),
