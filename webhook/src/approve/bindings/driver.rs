@@ -295,7 +295,7 @@ impl Reconciler {
         let (requesters, mut others): (Vec<_>, Vec<_>) =
             due.into_iter().partition(|change| matches!(change, Change::Requesters(..)));
         if others.len() > AT_A_LOOK {
-            // Rights that end first, and those that failed last: many that fail slowly keep no other one waiting.
+            // Withdrawals come first, and changes that failed come last: many that fail slowly do not delay the others.
             others.sort_by_key(|change| (!change.withdraws(), paces.failed_until(&change.binding())));
             others.truncate(AT_A_LOOK);
             later(now);
