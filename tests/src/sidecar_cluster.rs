@@ -137,22 +137,23 @@ impl Pod {
         Process::spawn(subcommand, &mut command, self.dir.path())
     }
 
-    /// The init container.
-    pub async fn init(&self) {
+    /// The init container, until it has new certificates. Returns how often it ran: each time it requests them anew.
+    pub async fn init(&self) -> usize {
         let limit = Duration::from_secs(60);
         let began = Instant::now();
-        loop {
+        for times in 1.. {
             let mut init = self.start("init", &[]);
             let status = init.wait(limit).await;
             assert!(status.success(), "{status}: {}", init.log());
             // With files that do it goes on after half a second, which the server of a busy machine may take.
             if !init.log().contains("no certificate within 500ms") {
-                return;
+                return times;
             }
             assert!(began.elapsed() < limit, "no answer in time: {}", init.log());
             // The next one writes to the same file, and is judged by its own words.
             std::fs::remove_file(self.dir.join("init.log")).expect("remove a log");
         }
+        unreachable!("an endless loop ends by a return");
     }
 
     /// The sidecar container; again after its end too.

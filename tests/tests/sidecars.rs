@@ -455,8 +455,9 @@ async fn misses_a_rollover(away: Away, setup: Setup<'_>) {
 
     let work = sidecars.workload();
     let ends = sidecars.supervisor.ends().len();
+    let mut inits = 1;
     if away == Away::Down {
-        sidecars.members[2].init().await;
+        inits = sidecars.members[2].init().await;
         for role in [Role::Peer, Role::Server] {
             assert_eq!(sidecars.members[2].bundle(role), Some(rollover.new[&role.domain()].clone()), "{role}");
             assert!(sidecars.members[2].signed_by(&[role], &rollover.new), "leaf and bundle together: {role}");
@@ -479,9 +480,9 @@ async fn misses_a_rollover(away: Away, setup: Setup<'_>) {
     // A suspended member runs with its old bundles until it is restarted.
     let restarts = sidecars.supervisor.ends()[ends..].iter().map(|(i, _)| *i).collect::<Vec<_>>();
     assert_eq!(restarts, if away == Away::Down { vec![] } else { vec![2] });
-    // The first, one for the new CA, and one to state that it was loaded.
+    // The first, one for the new CA, and one to state that it was loaded. An init container whose answer came too late asked for the new CA, too.
     let asked = sidecars.requests_of(&sidecars.members[2], Role::Peer);
-    assert!(asked.len() <= 3, "{away:?}: it asks no more than that: {asked:#?}");
+    assert!(asked.len() <= 2 + inits, "{away:?}: it asks no more than that: {asked:#?}");
 }
 
 /// Waits until the members that are not away have these bundles on disk.
