@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # run.sh LOG: builds the tests of the workspace and runs their programs, some at once: most of them wait for time to pass or for
 # other processes. What a program prints stays together, as `cargo test` prints it, here and in LOG. JOBS sets how many run at
-# once (default: one more than there are processors), beside those that mostly wait. Exits 1 where one fails, 130 or 143 when a signal
-# ends it and all that it has started.
+# once (default: one more than there are processors), beside those that mostly wait. At most three tests that fail run once more, alone.
+# One that passes then is UNSTEADY: summary.sh counts it apart, never as passed. Exits 1 where one fails, 130 or 143 when a signal ends it
+# and all that it has started.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 log=$1
@@ -46,10 +47,40 @@ run() {
   } > "$out" 2>&1
   # One at a time.
   { flock 9; tee -a "$log" < "$out"; } 9< "$log"
+  [ "$status" = 0 ] || failed "$out" "$@" >> "$outputs/failed"
   rm -f "$out"
   [ "$status" = 0 ]
 }
-export -f run
+# The tests that an output names as failed, a line each: the program's folder, the program and the test. A program that did not come to its
+# end names none: its line has no test.
+failed() { # OUTPUT FOLDER PROGRAM TITLE
+  awk -v folder="$2" -v program="$3" '
+    /^failures:$/ { n = 0; listed = 1; next }
+    listed && /^    [^ ]+$/ { names[++n] = $1 }
+    /^test result: FAILED/ { failed = $6 }
+    END {
+      if (!failed || n != failed) { n = 1; names[1] = "" }
+      for (i = 1; i <= n; i++) printf "%s\t%s\t%s\n", folder, program, names[i]
+    }' "$1"
+}
+# Runs the failed tests once more, each alone, and fails where one fails again. What they print is indented in the log: it is no result
+# of its own.
+again() {
+  local folder program name status=0 tests
+  mapfile -t tests < "$outputs/failed"
+  [ ${#tests[@]} -le 3 ] || return 1
+  for name in "${tests[@]}"; do [ "${name##*$'\t'}" ] || return 1; done
+  while IFS=$'\t' read -r folder program name; do
+    echo "once more, alone: $name" | tee -a "$log"
+    if (cd "$folder" && CARGO_MANIFEST_DIR=$folder exec "$program" --exact "$name" 2>&1) | sed 's/^/  /' | tee -a "$log"; then
+      echo "UNSTEADY: $name failed beside others and passed alone" | tee -a "$log"
+    else
+      status=1
+    fi
+  done < <(printf '%s\n' "${tests[@]}")
+  return "$status"
+}
+export -f run failed
 export log outputs
 
 status=0
@@ -85,5 +116,6 @@ begin pool 0 1; beside=$lane
 begin pool 12 "$jobs"; wait "$lane" || status=1
 wait "$beside" || status=1
 begin pool 3 1; wait "$lane" || status=1
+[ ! -s "$outputs/failed" ] || { begin again; wait "$lane" && status=0; }
 begin doc; wait "$lane" || status=1
 exit $status

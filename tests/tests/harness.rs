@@ -115,8 +115,59 @@ fn the_summary_counts_skipped_tests_apart() {
     assert_eq!(summary(bad), (false, "5 passed, 1 failed, 0 skipped".to_owned()));
     let cut = "     Running tests/a.rs (target/debug/deps/a-1)\ntest one ... ok\n";
     assert_eq!(summary(cut), (false, "0 passed, 1 failed, 0 skipped".to_owned()));
+    let unsteady = format!("{bad}UNSTEADY: one failed beside others and passed alone\n");
+    assert_eq!(summary(&unsteady), (true, "5 passed, 0 failed, 0 skipped, 1 unsteady".to_owned()));
     let uncompiled = "error: could not compile `tests` (test \"a\") due to 1 previous error\n";
     assert_eq!(summary(uncompiled), (false, "0 passed, 1 failed, 0 skipped".to_owned()));
+}
+
+/// A failed test runs once more, alone, and never counts as passed; one that fails again, a fourth one, and a program that does not come
+/// to its end fail the run. By `tests/run.sh` itself, with a `cargo` that lists a program of a few lines as the only test.
+#[test]
+fn a_failed_test_runs_once_more_alone() {
+    let run = |first: &str, alone: &str| {
+        let files = TempDir::new("unsteady");
+        let program = files.write("program", format!("#!/bin/sh\nif [ $# = 0 ]; then\n{first}\nelse\n{alone}\nfi\n"));
+        let message = format!(
+            r#"{{"reason":"compiler-artifact","manifest_path":"{}/Cargo.toml","target":{{"kind":["test"],"name":"a","src_path":"a.rs"}},"profile":{{"test":true}},"executable":"{}"}}"#,
+            files.path().display(),
+            program.display()
+        );
+        let cargo =
+            files.write("cargo", format!("#!/bin/sh\ncase $* in *--doc*) exit 0;; esac\ncat <<'E'\n{message}\nE\n"));
+        for path in [&program, &cargo] {
+            std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("chmod");
+        }
+        let log = files.path().join("log");
+        let command = |script: &str| {
+            let mut command = std::process::Command::new(repository().join("tests").join(script));
+            let output = command.arg(&log).env("CARGO", &cargo).output().expect("run");
+            (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+        };
+        let (passed, _) = command("run.sh");
+        let (counted, summary) = command("summary.sh");
+        assert_eq!(passed, counted, "{summary}");
+        (passed, summary)
+    };
+    let failing = |names: &[&str]| {
+        let list: String = names.iter().map(|name| format!("    {name}\n")).collect();
+        format!(
+            "cat <<'E'\nfailures:\n\n---- {0} stdout ----\n    panicked\n\nfailures:\n{list}\n\
+             test result: FAILED. 5 passed; {1} failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.1s\nE\nexit 101",
+            names[0],
+            names.len()
+        )
+    };
+    let ok = "[ \"$*\" = '--exact m::one' ] || exit 1\necho 'test result: ok. 1 passed; 0 failed; 0 ignored'";
+    let (passed, summary) = run(&failing(&["m::one"]), ok);
+    assert!(passed && summary.ends_with("5 passed, 0 failed, 0 skipped, 1 unsteady\n"), "{summary}");
+    assert!(summary.contains("UNSTEADY: m::one failed beside others and passed alone\n"), "{summary}");
+    let (passed, summary) = run(&failing(&["m::one"]), &failing(&["m::one"]));
+    assert!(!passed && summary.ends_with("5 passed, 1 failed, 0 skipped\n"), "{summary}");
+    let (passed, summary) = run(&failing(&["a", "b", "c", "d"]), "exit 0");
+    assert!(!passed && summary.ends_with("5 passed, 4 failed, 0 skipped\n"), "{summary}");
+    let (passed, summary) = run("kill -9 $$", "exit 0");
+    assert!(!passed && summary.ends_with("0 passed, 1 failed, 0 skipped\n"), "{summary}");
 }
 
 /// `ETCD_TLS_REQUIRE` turns a tier that cannot run into a failure. Tried on a test binary of this very crate, in a process
