@@ -111,6 +111,8 @@ pub struct Restarter {
     silent: BTreeMap<Domain, Instant>,
     /// True if etcd was restarted for a leaf that it does not serve, and still does not.
     leaf_tried: bool,
+    /// When etcd was last seen to have started.
+    last_start: Option<Duration>,
 }
 
 /// A restart that has to wait.
@@ -153,6 +155,7 @@ impl Restarter {
             leads_since: None,
             silent: BTreeMap::new(),
             leaf_tried: false,
+            last_start: None,
             method,
             observer,
             options,
@@ -215,10 +218,10 @@ impl Restarter {
         if matches!(self.method, Method::End(_) | Method::Probe) {
             self.locks.ask_for_the_right().await;
         }
-        let why = look.why.join("; ");
+        let (why, cut) = (look.why.join("; "), self.cut.asked());
         match self.attempt(&look, &why).await {
             Ok(()) => {
-                self.cut.carried_out();
+                self.cut.carried_out(cut);
                 Duration::ZERO
             }
             Err(wait) => {
@@ -273,6 +276,7 @@ impl Restarter {
         let Ok(now) = uptime() else { return Look { blind: true, ..look } };
         // Of a server that reads its files again, the start tells nothing.
         let started = if matches!(self.method, Method::Tell(_)) { None } else { self.observer.started().await };
+        self.last_start = started.or(self.last_start);
         let mut loaded = self.status.borrow().loaded.clone();
         let mut unknown = BTreeMap::new();
         for (domain, (bundle, loads)) in self.observer.bundles() {

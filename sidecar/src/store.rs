@@ -162,12 +162,16 @@ impl<F: Files> Store<F> {
         if let Err(error) = self.files.sync_dir(&self.dir) {
             tracing::warn!(%error, dir = %self.dir.display(), "the new files are in use, but not yet known to be on the medium");
         }
-        if let Some(generation) = current
-            && let Err(error) = self.remove(&generation)
-        {
-            tracing::warn!(%error, generation, "old files could not be removed; tried again at the next renewal");
+        if let Some(generation) = current {
+            self.remove_or_warn(&generation);
         }
         Ok(())
+    }
+
+    fn remove_or_warn(&self, generation: &str) {
+        if let Err(error) = self.remove(generation) {
+            tracing::warn!(%error, generation, "old files could not be removed; tried again at the next renewal");
+        }
     }
 
     /// Removes a generation. An entry with such a name that is no directory is not ours and stays.
@@ -218,13 +222,16 @@ impl<F: Files> Store<F> {
         }
     }
 
-    /// Removes what a crash left behind.
+    /// Removes what a crash left behind. A generation that cannot be removed is in nobody's way: the next one has a higher number.
     fn sweep(&self, generations: &[String], current: Option<&str>) -> Result<(), StoreError> {
         let temporary = self.dir.join(DATA_TMP);
         if temporary.symlink_metadata().is_ok() {
             self.files.remove_file(&temporary).map_err(|e| io_error("remove", &temporary, e))?;
         }
-        generations.iter().filter(|name| current != Some(name.as_str())).try_for_each(|name| self.remove(name))
+        for name in generations.iter().filter(|name| current != Some(name.as_str())) {
+            self.remove_or_warn(name);
+        }
+        Ok(())
     }
 
     fn generations(&self) -> Result<Vec<String>, StoreError> {

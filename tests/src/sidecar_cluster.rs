@@ -43,6 +43,8 @@ pub struct Setup<'a> {
     pub probe: bool,
     /// The sidecars' wall clock.
     pub clock: Option<&'a FakeClock>,
+    /// Behind what the sidecars take for etcd's metrics port, the stand-in for the API server answers, with its own certificate.
+    pub foreign: bool,
 }
 
 /// A wall clock that is stepped for the programs that are started with it; their other clocks go on.
@@ -253,6 +255,9 @@ impl SidecarCluster {
                     "--can-signal".to_owned()
                 },
             ];
+            if setup.foreign {
+                pod.of_run.push(format!("--metrics-url=https://127.0.0.1:{}", server.port));
+            }
         }
         let mut pods: Vec<&mut Pod> = members.iter_mut().chain([&mut client]).collect();
         for pod in &mut pods {

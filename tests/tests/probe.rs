@@ -252,7 +252,8 @@ async fn a_sidecar_without_its_probe_says_so_before_etcd_starts() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rollover_restarts_each_member_by_its_probe() {
     let Some(etcd) = tier::etcd() else { return };
-    let setup = Setup { size: 3, life: Duration::from_secs(20), hosts: false, probe: true, clock: None };
+    let setup =
+        Setup { size: 3, life: Duration::from_secs(20), hosts: false, probe: true, clock: None, foreign: false };
     let sidecars = SidecarCluster::start(&etcd, setup).await;
     let work = sidecars.workload();
     sidecars.probed(sidecars.roll_over(1)).await;

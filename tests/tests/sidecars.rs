@@ -17,7 +17,8 @@ use tests::{
 };
 
 /// Pods, three members. A certificate renewed at 60 % of its lifetime has eight seconds left, for a busy machine.
-const PODS: Setup<'static> = Setup { size: 3, life: Duration::from_secs(20), hosts: false, probe: false, clock: None };
+const PODS: Setup<'static> =
+    Setup { size: 3, life: Duration::from_secs(20), hosts: false, probe: false, clock: None, foreign: false };
 
 /// The invariants of every test.
 fn nothing_lost(report: &Report) {
@@ -363,6 +364,32 @@ async fn a_pod_whose_certificates_expired_while_it_was_away_comes_back() {
     eventually("the member joins", LIMIT, || healthy(&sidecars, 2)).await;
     sidecars.stated(&rollover.new).await;
     nothing_lost(&work.stop().await.expect("read etcd"));
+}
+
+/// A port where somebody else answers: one restart is tried, and no other one when the certificate is renewed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_that_never_serves_the_certificate_costs_one_restart() {
+    let Some(etcd) = tier::etcd() else { return };
+    // Beyond the time after which a port is said to serve another certificate.
+    let setup = Setup { size: 1, life: Duration::from_secs(100), foreign: true, ..PODS };
+    let sidecars = SidecarCluster::start(&etcd, setup).await;
+    let pod = &sidecars.members[0];
+    let serial = || pod.leaf(Role::Server).expect("a leaf").serial;
+    let (sidecar, first) = (pod.sidecar.as_ref().expect("it runs"), serial());
+    let said = |serial: &str| format!("role=server serial={serial:?}");
+    eventually("a restart is tried", LIMIT, || async {
+        if sidecars.supervisor.ends().len() == 1 { Ok(()) } else { Err(sidecar.log_end()) }
+    })
+    .await;
+    eventually("a renewed certificate is not served, either", LIMIT, || async {
+        let lines = sidecar.log();
+        let mut lines = lines.lines().filter(|line| line.contains("etcd's port still serves another"));
+        if lines.any(|line| !line.contains(&said(&first))) { Ok(()) } else { Err(sidecar.log_end()) }
+    })
+    .await;
+    // It would be tried at once.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(sidecars.supervisor.ends().len(), 1, "{}", sidecar.log());
 }
 
 /// Whether a member reaches quorum.

@@ -97,7 +97,7 @@ struct RoleState {
     refusals: u32,
     /// Ports that are still to be seen serving the last certificate.
     unseen: usize,
-    /// True if one of them was last seen serving another one.
+    /// True if one of them was last seen serving another one, or another certificate before this one.
     other: bool,
     /// True if the certificate is one of a process before this one, which has counted it.
     counted: bool,
@@ -152,7 +152,7 @@ where
         };
         let mut loaded = self.loaded.clone();
         let mut mark = Mark::new(self.agent.clock());
-        self.health.installed(&self.agent.held(), &self.uid());
+        self.health.installed(&self.agent.held(), &self.uid(), self.agent.clock().now());
         self.installed.send_modify(|n| *n += 1);
         for role in self.agent.roles() {
             self.health.ports(*role, self.ports.iter().filter(|port| port.role == *role).count());
@@ -253,7 +253,7 @@ where
             }
         };
         progress.failed_writes = 0;
-        self.health.installed(&self.agent.held(), &self.uid());
+        self.health.installed(&self.agent.held(), &self.uid(), self.agent.clock().now());
         self.installed.send_modify(|n| *n += 1);
         for role in fresh {
             self.look_at_ports(role, false, progress);
@@ -268,7 +268,8 @@ where
     fn look_at_ports<'a>(&'a self, role: Role, counted: bool, progress: &mut Progress<'a>) {
         let (Some(entry), Some(state)) = (self.agent.entry(role), progress.roles.get_mut(&role)) else { return };
         let ports: Vec<&Port> = self.ports.iter().filter(|p| p.role == role).collect();
-        (state.unseen, state.other, state.counted) = (ports.len(), false, counted);
+        // What a port served before is known until all serve this one.
+        (state.unseen, state.counted) = (ports.len(), counted);
         self.health.served(role, None);
         let received = state.received;
         for port in ports {
@@ -399,7 +400,7 @@ where
                         let pause = if failure.is_verdict() {
                             schedule::verdict_backoff(state.refusals, clock.chance())
                         } else {
-                            let life = current.as_deref().map(life);
+                            let life = current.as_deref().map(|entry| life(entry, clock.now()));
                             schedule::backoff(state.refusals, life, clock.now(), clock.chance())
                         };
                         state.hold_until = clock.elapsed() + pause;

@@ -45,7 +45,7 @@ enum Start {
 }
 
 fn start(template: &Template, entry: Option<&Entry>, now: SystemTime) -> Start {
-    let expired = entry.is_none_or(|e| life(e).left(now).is_zero());
+    let expired = entry.is_none_or(|e| life(e, now).left(now).is_zero());
     match renewal(template, entry, None, now) {
         Renewal::Due(Reason::Missing) => Start::Missing,
         Renewal::Due(Reason::Early) => Start::Useful,

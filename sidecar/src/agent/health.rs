@@ -211,11 +211,11 @@ impl Health {
         self.seen().beat = Instant::now();
     }
 
-    /// Records the set that is on disk now, in the pod with `uid`.
-    pub fn installed(&self, set: &Set, uid: &str) {
+    /// Records the set that is on disk at `now`, in the pod with `uid`.
+    pub fn installed(&self, set: &Set, uid: &str, now: SystemTime) {
         let mut seen = self.seen();
         seen.expiry = set.roles.iter().map(|(role, entry)| (*role, entry.chain().not_after)).collect();
-        self.held.installed(set, uid);
+        self.held.installed(set, uid, now);
         seen.trouble = None;
     }
 

@@ -104,8 +104,8 @@ impl Held {
         }
     }
 
-    /// Records the set that is on disk now, in the pod with `uid`.
-    pub(super) fn installed(&self, set: &Set, uid: &str) {
+    /// Records the set that is on disk at `now`, in the pod with `uid`.
+    pub(super) fn installed(&self, set: &Set, uid: &str, now: SystemTime) {
         self.info.clear();
         self.bundles.clear();
         for (domain, list) in &set.lists {
@@ -115,7 +115,7 @@ impl Held {
         }
         for (role, entry) in &set.roles {
             let chain = entry.chain();
-            let (life, label) = (life(entry), OfRole { role: role.as_str() });
+            let (life, label) = (life(entry, now), OfRole { role: role.as_str() });
             let serial = WithSerial { role: role.as_str(), serial: chain.serial.clone() };
             self.info.get_or_create(&serial).set(1);
             self.issued.get_or_create(&label).set(seconds(life.issued));

@@ -165,7 +165,7 @@ async fn request<A: Api, C: Clock, F: Files>(mut issuance: Issuance<'_, A, C, F>
                 let text = String::from_utf8_lossy(&chain);
                 if issuance.is_stale(&text) {
                     // The key was kept, so the request has the name of the one before, which is still there.
-                    if life_of(issuance.current).is_some_and(|l| l.is_short(issuance.clock.now())) {
+                    if issuance.life().is_some_and(|l| l.is_short(issuance.clock.now())) {
                         tracing::warn!("the last request is still there; a new key is made after all");
                         (key, resumed) = issuance.key(false)?;
                     } else {
@@ -243,11 +243,12 @@ fn waits_for(object: &CertificateSigningRequest) -> String {
     message.unwrap_or_else(|| "neither approved and signed nor denied yet; is the signer running?".to_owned())
 }
 
-fn life_of(entry: Option<&Entry>) -> Option<Life> {
-    entry.map(life)
-}
-
 impl<A: Api, C: Clock, F: Files> Issuance<'_, A, C, F> {
+    /// The life of the certificate in use.
+    fn life(&self) -> Option<Life> {
+        self.current.map(|entry| life(entry, self.clock.now()))
+    }
+
     /// The key to ask with, and whether a request with it may exist: the pending one, the one in use where it is to be
     /// kept, a new one. It is on disk before it is used, so that a restart finds its request.
     fn key(&self, may_keep: bool) -> Result<(PrivateKey, bool), Failure> {
@@ -339,7 +340,7 @@ impl<A: Api, C: Clock, F: Files> Issuance<'_, A, C, F> {
             let circumstances = Circumstances {
                 elapsed: answered.saturating_sub(began),
                 took: answered.saturating_sub(asked),
-                life: life_of(self.current),
+                life: self.life(),
                 now: self.clock.now(),
                 chance: self.clock.chance(),
             };

@@ -106,11 +106,16 @@ pub fn renewal(template: &Template, entry: Option<&Entry>, loaded: Option<&str>,
     if now < chain.not_before {
         return Renewal::Due(Reason::Early);
     }
-    let renew_at = life(entry).renew_at(&template.uid, &chain.serial);
+    let renew_at = life(entry, now).renew_at(&template.uid, &chain.serial);
     if renew_at <= now { Renewal::Due(Reason::Due) } else { Renewal::At(renew_at) }
 }
 
-/// The life of the certificate in `entry`.
-pub fn life(entry: &Entry) -> Life {
-    Life::of(entry.chain().not_before, entry.chain().not_after, Some(entry.record().received_at()))
+/// How far ahead a receipt may lie: a clock that is set back by less was not wrong.
+const AHEAD: Duration = Duration::from_secs(300);
+
+/// The life of the certificate in `entry`. A receipt that lies ahead of `now` is one of a wrong clock: with it, the certificate would be
+/// renewed when little of its life is left.
+pub fn life(entry: &Entry, now: SystemTime) -> Life {
+    let received = Some(entry.record().received_at()).filter(|at| *at <= now + AHEAD);
+    Life::of(entry.chain().not_before, entry.chain().not_after, received)
 }

@@ -283,10 +283,13 @@ impl Restarter {
         }
     }
 
-    /// The state of the etcd that started at `before`; `None`: one that refuses us.
+    /// The state of the etcd that started at `before`; `None`: one that refuses us, or did not answer. Such a one may answer again, and is
+    /// no other if it says the start that was last seen.
     async fn probed(&self, before: Option<Duration>) -> Probed {
         match (self.observer.started().await, before) {
-            (Some(now), Some(before)) if !self.observer.is_another(now, before) => Probed::Same,
+            (Some(now), before) if !before.or(self.last_start).is_none_or(|at| self.observer.is_another(now, at)) => {
+                Probed::Same
+            }
             (Some(_), _) => Probed::Another,
             (None, Some(_)) => Probed::Silent,
             (None, None) if self.observer.listens().await => Probed::Same,
@@ -295,7 +298,7 @@ impl Restarter {
     }
 
     async fn await_back(&mut self, before: Option<Duration>, lock: &mut Lock<'_>) -> Result<(), Wait> {
-        let down = Instant::now();
+        let (down, before) = (Instant::now(), before.or(self.last_start));
         let mut healthy = None;
         loop {
             if down.elapsed() > BACK_LIMIT {

@@ -193,6 +193,63 @@ fn a_disk_that_fails_at_any_call_leaves_the_old_set_or_the_new() {
     }
 }
 
+/// A disk from which no directory can be removed: on a network's file system, one with a file that somebody reads.
+#[derive(Clone)]
+struct Sticky;
+
+impl Files for Sticky {
+    fn create_dir(&self, path: &Path, mode: u32) -> io::Result<()> {
+        Disk.create_dir(path, mode)
+    }
+
+    fn create(&self, path: &Path, mode: u32) -> io::Result<File> {
+        Disk.create(path, mode)
+    }
+
+    fn write(&self, file: &mut File, bytes: &[u8]) -> io::Result<()> {
+        Disk.write(file, bytes)
+    }
+
+    fn sync(&self, file: &File) -> io::Result<()> {
+        Disk.sync(file)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        Disk.sync_dir(path)
+    }
+
+    fn symlink(&self, target: &Path, link: &Path) -> io::Result<()> {
+        Disk.symlink(target, link)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        Disk.rename(from, to)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        Disk.remove_file(path)
+    }
+
+    fn remove_dir_all(&self, _: &Path) -> io::Result<()> {
+        Err(Errno::ENOTEMPTY.into())
+    }
+}
+
+#[test]
+fn an_old_set_that_cannot_be_removed_stops_no_renewal() {
+    let authority = Authority::new();
+    let dir = Dir::new();
+    for _ in 0..3 {
+        let set = set_of(&authority);
+        Store::open_with(&dir.0, Sticky).unwrap().install(&set).unwrap();
+        assert_eq!(on_disk(&dir.0), serials(&set));
+    }
+    let store = Store::open(&dir.0).unwrap();
+    assert_eq!(store.generations().unwrap().len(), 3);
+    store.install(&set_of(&authority)).unwrap();
+    assert_eq!(store.generations().unwrap().len(), 1, "all old ones are removed once that is possible");
+}
+
 #[test]
 fn a_first_installation_that_fails_leaves_nothing_to_start_with() {
     let authority = Authority::new();

@@ -41,7 +41,7 @@ where
                     self.agent.hold(*role, entry);
                     None
                 }
-                Ok(None) => current.as_deref().filter(|entry| is_late(life(entry), clock.now())).map(|entry| {
+                Ok(None) => current.as_deref().filter(|entry| is_late(life(entry, clock.now()), clock.now())).map(|entry| {
                     format!(
                         "kubelet has not renewed the certificate with serial {}, of whose life a quarter is left: see \
                          `kubectl describe pod` and the PodCertificateRequests of the namespace",

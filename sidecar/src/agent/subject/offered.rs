@@ -49,7 +49,7 @@ impl<C: Clock, F: Files> Agent<C, F> {
         let Some(answered) = &self.answered else { return };
         let held = self.held.borrow();
         let in_use = held.roles.values().map(|entry| entry.bundle().clone()).reduce(|all, one| all.union(&one));
-        let longest = held.roles.values().map(|entry| life(entry).whole()).max();
+        let longest = held.roles.values().map(|entry| life(entry, self.clock.now()).whole()).max();
         answered.hear(authority, in_use.as_ref(), self.clock.elapsed(), longest.unwrap_or_default());
     }
 

@@ -4,8 +4,12 @@ use std::time::SystemTime;
 
 use etcd_tls_contract::certificate::{Bundle, Chain};
 
-use super::{Issuance, life_of};
-use crate::{issuance::others::DistrustingMembers, kube::Api, store::Entry};
+use super::Issuance;
+use crate::{
+    issuance::{others::DistrustingMembers, renewal::life},
+    kube::Api,
+    store::Entry,
+};
 
 /// The part of a life at the end of which a certificate is used although members are seen that do not trust its CA: they then
 /// refuse each other, so it is the last resort.
@@ -18,7 +22,7 @@ impl<A: Api, C, F> Issuance<'_, A, C, F> {
     pub(super) fn held_back(&self, entry: &Entry, now: SystemTime) -> Option<DistrustingMembers> {
         let (others, current) = (self.others?, self.current?);
         let (old, new) = (current.chain(), entry.chain());
-        let life = life_of(Some(current))?;
+        let life = life(current, now);
         let serves = self.template.sans.beyond(&old.sans).is_empty() && old.not_before <= now;
         let last = life.left(now) < life.whole() / LAST;
         if !serves || last || entry.bundle().same_issuer(old, new) == Some(true) {
@@ -33,7 +37,8 @@ impl<A: Api, C, F> Issuance<'_, A, C, F> {
     pub(super) fn is_pressed(&self, entry: &Entry, now: SystemTime) -> bool {
         let bundle = asked_about(entry);
         let others = self.others.zip(bundle).map(|(others, bundle)| others(self.template.role.domain(), &bundle));
-        life_of(self.current).is_some_and(|life| life.is_short(now)) && others.is_some_and(|o| !o.members.is_empty())
+        self.current.is_some_and(|current| life(current, now).is_short(now))
+            && others.is_some_and(|o| !o.members.is_empty())
     }
 }
 

@@ -290,7 +290,12 @@ fn a_shorter_life_than_asked_is_what_counts() {
     let scene = Scene::new();
     scene.server.borrow_mut().judge = signer(&scene.authority, &scene.clock, HOUR);
     let entry = scene.obtain().unwrap();
-    assert_eq!(life(&entry).whole(), HOUR);
+    let now = scene.clock.now();
+    assert_eq!(life(&entry, now).whole(), HOUR);
+    // A clock that was ahead when it was received.
+    assert_eq!(life(&entry, now - Duration::from_secs(240)).whole(), HOUR, "a little");
+    let guess = Life::of(entry.chain().not_before, entry.chain().not_after, None);
+    assert_eq!(life(&entry, now - Duration::from_secs(1000)), guess, "the receipt counts for nothing");
     let Renewal::At(at) = renewal(&scene.template, Some(&entry), None, scene.clock.now()) else {
         panic!("not due at once")
     };

@@ -114,6 +114,8 @@ pub(super) struct Journal {
     length: u64,
     /// Bytes of the journal after it was last rewritten.
     base: u64,
+    /// Makes the names of a directory durable.
+    sync_dir: fn(&Path) -> io::Result<()>,
 }
 
 /// A file, and its bytes when nobody held the lock: another process may have written since.
@@ -177,7 +179,7 @@ impl Journal {
             open.set_len(length).and_then(|()| open.sync_all()).map_err(io(&path))?;
             sync_dir(dir).map_err(io(dir))?;
         }
-        Ok(Self { dir: dir.to_owned(), lock, open, last, length, base: length })
+        Ok(Self { dir: dir.to_owned(), lock, open, last, length, base: length, sync_dir })
     }
 
     /// True if the last write went well.
@@ -230,6 +232,8 @@ impl Journal {
             return Err(io::Error::other("the journal was changed by somebody else; restart the signer"));
         }
         file.set_len(self.length)?;
+        // Its name may be that of a journal written anew.
+        (self.sync_dir)(&self.dir)?;
         self.lock = taken.or_else(|| self.lock.take());
         self.last = Some(Seen { inode: now.inode, bytes: self.length });
         Ok(file)
@@ -243,7 +247,8 @@ impl Journal {
     /// Writes the journal anew with just these batches. The old one stays in force until the new one is durable.
     ///
     /// # Errors
-    /// The system's; the old journal is still in force.
+    /// The system's. The old journal is still in force, or the new one has its name and that is not durable yet: then nothing is appended
+    /// before it is.
     pub(super) fn compact(&mut self, batches: impl Iterator<Item = Vec<u8>>) -> io::Result<()> {
         let new = self.dir.join(NEW_JOURNAL);
         let result = self.write_anew(&new, batches);
@@ -270,7 +275,7 @@ impl Journal {
         self.last = inode.ok().map(|inode| Seen { inode, bytes: length });
         self.length = length;
         self.base = length;
-        sync_dir(&self.dir)
+        (self.sync_dir)(&self.dir).inspect_err(|_| self.open = None)
     }
 }
 
@@ -459,6 +464,22 @@ mod tests {
         journal.append(&lines(&[put("c")])).unwrap();
         drop(journal);
         assert_eq!(names(&open(&dir.0).unwrap().1), ["7", "../b", "c"]);
+    }
+
+    /// The name of a journal that was written anew is durable before anything is acknowledged.
+    #[test]
+    fn nothing_is_appended_to_a_journal_whose_name_may_be_lost() {
+        let dir = Dir::new("unnamed");
+        let (mut journal, _) = open(&dir.0).unwrap();
+        journal.append(&lines(&[put("a")])).unwrap();
+        journal.sync_dir = |_| Err(ErrorKind::Other.into());
+        journal.compact([lines(&[put("a")])].into_iter()).unwrap_err();
+        journal.append(&lines(&[put("b")])).unwrap_err();
+        assert!(!journal.writable());
+        journal.sync_dir = sync_dir;
+        journal.append(&lines(&[put("c")])).unwrap();
+        drop(journal);
+        assert_eq!(names(&open(&dir.0).unwrap().1), ["a", "c"]);
     }
 
     #[test]

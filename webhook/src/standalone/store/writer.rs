@@ -316,7 +316,7 @@ impl Writer {
         });
         let entries = std::iter::once(head).chain(puts).chain(records);
         if let Err(error) = self.journal.compact(entries) {
-            tracing::warn!(%error, "the journal could not be written anew; the old one stays in force");
+            tracing::warn!(%error, "the journal could not be written anew; it is tried again when it has grown");
         }
     }
 }
