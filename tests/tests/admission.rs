@@ -224,6 +224,9 @@ async fn a_namespace_is_held_to_the_issuers_of_policy() {
     write("issuers: nonsense\n");
     admit.process.logged("the rules for issuers stay as they were", Duration::from_secs(120)).await;
     in_force("the last good rule", "policy's issuers[0]").await;
+    std::fs::remove_file(admit.dir.join("policy/policy.yaml")).expect("remove the policy");
+    admit.process.logged("No such file", Duration::from_secs(120)).await;
+    in_force("the rule of a policy that is gone", "policy's issuers[0]").await;
     write("issuers:\n- namespaces: ['*']\n  allow: [csr]\n");
     in_force("the next rule", "allowed").await;
 

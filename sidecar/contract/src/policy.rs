@@ -304,7 +304,8 @@ impl Policy {
     }
 
     /// The part of `asked` that a pod in `namespace` may have in a certificate of `signer` (of a cluster of the same namespace, or of
-    /// one elsewhere that it may join). What is a host's takes a rule that lists it itself: no wildcard and no block of several.
+    /// one elsewhere that it may join). What is a host's takes a rule that lists it itself: no wildcard and no block of several. A
+    /// wildcard that covers names of hosts takes rules that list it and each of them.
     pub fn allowed_extra_sans(&self, namespace: &str, signer: &SignerName, asked: &Sans) -> Sans {
         let rules: Vec<&ExtraSans> = self
             .extra_sans
@@ -316,8 +317,11 @@ impl Policy {
                 .dns
                 .iter()
                 .filter(|name| {
-                    let listed_itself = self.is_name_of_host(signer, name);
-                    rules.iter().any(|rule| if listed_itself { rule.lists_name(name) } else { rule.takes_name(name) })
+                    let lists = |name: &str| rules.iter().any(|rule| rule.lists_name(name));
+                    match self.names_of_hosts(signer, name).as_slice() {
+                        [] => rules.iter().any(|rule| rule.takes_name(name)),
+                        of_hosts => lists(name) && of_hosts.iter().all(|name| lists(name)),
+                    }
                 })
                 .cloned()
                 .collect(),

@@ -1,5 +1,5 @@
 //! What admission takes from the operator's policy, a mounted file: the rules for issuers, and the cluster's domain. An unreadable file
-//! keeps the last good ones.
+//! keeps the last good ones, and so does one that is gone: to have no rules, the operator writes an empty policy.
 
 use std::{fs, io, path::Path, path::PathBuf, sync::Arc};
 
@@ -17,8 +17,8 @@ pub(super) fn watched(file: Option<PathBuf>, mut admission: Admission) -> watch:
     let Some(file) = file else { return watch::channel(Arc::new(admission)).1 };
     // Before the first look, so that no change is missed.
     let watch = FileWatch::new([file.as_path()]);
-    let mut said = None;
-    match read(&file) {
+    let (mut said, mut had) = (None, false);
+    match read(&file, &mut had) {
         Ok(policy) => drop(apply(&mut admission, policy)),
         Err(error) => {
             tracing::error!(%error, file = %file.display(), "the policy cannot be read; pods with issuers of other projects are refused until it can");
@@ -27,7 +27,7 @@ pub(super) fn watched(file: Option<PathBuf>, mut admission: Admission) -> watch:
         }
     }
     let (sender, receiver) = watch::channel(Arc::new(admission));
-    tokio::spawn(essential("policy", follow(file, watch, said, sender)));
+    tokio::spawn(essential("policy", follow(file, watch, said, had, sender)));
     receiver
 }
 
@@ -35,11 +35,12 @@ async fn follow(
     file: PathBuf,
     mut watch: FileWatch,
     mut said: Option<PolicyError>,
+    mut had: bool,
     sender: watch::Sender<Arc<Admission>>,
 ) {
     while !sender.is_closed() {
         watch.changed().await;
-        match read(&file) {
+        match read(&file, &mut had) {
             Ok(policy) => {
                 said = None;
                 let changed = sender.send_if_modified(|admission| {
@@ -73,11 +74,14 @@ fn apply(admission: &mut Admission, policy: Policy) -> bool {
     changed
 }
 
-/// Without the file, the policy is the default.
-fn read(file: &Path) -> Result<Policy, PolicyError> {
+/// Where there never was a file, the policy is the default. `had`: whether there was one.
+fn read(file: &Path, had: &mut bool) -> Result<Policy, PolicyError> {
     match fs::read_to_string(file) {
-        Ok(text) => Policy::parse(&text),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Policy::default()),
+        Ok(text) => {
+            *had = true;
+            Policy::parse(&text)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !*had => Ok(Policy::default()),
         Err(error) => Err(PolicyError(error.to_string())),
     }
 }

@@ -46,6 +46,9 @@ pub(super) enum Held {
 /// Judges `host` as it is written, brackets included, with `${NAME}` and `$(…)` where only the node knows more.
 pub(super) fn held(host: &str, role: Role, facts: &Facts<'_>) -> Held {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
+    // A verifier ignores case and a dot at the end. Names of variables have a case.
+    let plain = (!bare.contains('$')).then(|| bare.strip_suffix('.').unwrap_or(bare).to_ascii_lowercase());
+    let bare = plain.as_deref().unwrap_or(bare);
     if let Ok(ip) = bare.parse::<IpAddr>() {
         return address(ip, role, facts);
     }
@@ -239,6 +242,8 @@ mod tests {
             "[${IP}]",
             "$(hostname -i)",
             "etcd.example.com",
+            "ETCD.Example.com.",
+            "Etcd-0.etcd.PROD.svc",
             "a.wild.example.com",
             "192.0.2.9",
         ] {

@@ -27,13 +27,21 @@ impl Policy {
         self.hosts_beside(signer).find(|host| host.roles.contains(&Role::Client) && host.common_name == user)
     }
 
-    /// True if a name is one of a host's.
-    pub(super) fn is_name_of_host(&self, signer: &SignerName, name: &str) -> bool {
-        self.hosts_beside(signer).any(|host| host.dns_names.iter().any(|of_host| of_host == name))
+    /// The hosts' names for which a certificate with `name` is good.
+    pub(super) fn names_of_hosts<'a>(&'a self, signer: &SignerName, name: &str) -> Vec<&'a str> {
+        let names = self.hosts_beside(signer).flat_map(|host| &host.dns_names).map(String::as_str);
+        names.filter(|of_host| covers(name, of_host)).collect()
     }
 
     /// True if an address is one of a host's.
     pub(super) fn is_ip_of_host(&self, signer: &SignerName, ip: IpAddr) -> bool {
         self.hosts_beside(signer).any(|host| host.ips.contains(&ip))
     }
+}
+
+/// True if a certificate with the DNS name `held` is good for the host `name` (RFC 6125, section 6.4.3: a wildcard stands for one
+/// label).
+fn covers(held: &str, name: &str) -> bool {
+    let under = |parent| name.split_once('.').is_some_and(|(_, rest)| rest == parent);
+    held == name || held.strip_prefix("*.").is_some_and(under)
 }

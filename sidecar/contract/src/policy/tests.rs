@@ -166,7 +166,7 @@ fn what_is_a_hosts_takes_a_rule_that_lists_it_itself() {
         ))
         .unwrap()
     };
-    let asked: Sans = "cp-1.example.com,cp-2.example.com,192.0.2.11,192.0.2.12".parse().unwrap();
+    let asked: Sans = "*.example.com,cp-1.example.com,cp-2.example.com,192.0.2.11,192.0.2.12".parse().unwrap();
     let others: Sans = "cp-2.example.com,192.0.2.12".parse().unwrap();
     let wide = "dnsNames: ['*.example.com'], ipBlocks: [192.0.2.0/24]";
     let listed = "dnsNames: ['*.example.com', cp-1.example.com], ipBlocks: [192.0.2.0/24, 192.0.2.11/32]";
