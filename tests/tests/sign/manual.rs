@@ -17,10 +17,10 @@ use crate::{
 const NAMESPACE: &str = "my-namespace";
 
 /// Makes a request that waits for a person.
-async fn waiting(lab: &Lab, pod: &Pod, requester: &Client) -> Asking {
+async fn waiting(lab: &Lab, pod: &Pod, requester: &Client, role: Role) -> Asking {
     eventually("a request that waits for a person", LIMIT, || async {
         // While the watch of the policy lags behind, one is approved.
-        let asking = Asking::of(pod, Role::Peer);
+        let asking = Asking::of(pod, role);
         asking.create_when_allowed(requester).await;
         eventually("a word of approve", LIMIT, || async {
             let csr = lab.csr(&asking.name).await;
@@ -58,7 +58,10 @@ pub async fn a_person_decides(lab: &Lab) {
     lab.set_policy(&pages::blocks("approval.md", "Policy").remove(0)).await;
     lab.api.namespace(NAMESPACE, &[(LABEL, "dynamic")]).await;
     let pod = json!({
-        "metadata": {"name": "etcd-0", "labels": {"etcd-tls.dev/injected": "true"}},
+        "metadata": {
+            "name": "etcd-0", "labels": {"etcd-tls.dev/injected": "true"},
+            "annotations": {"etcd-tls.dev/roles": "peer,server,metrics"},
+        },
         "spec": {
             "containers": [{"name": "etcd", "image": "etcd"}],
             "initContainers": [{"name": SIDECAR_CONTAINER, "image": "x", "restartPolicy": "Always"}],
@@ -67,7 +70,7 @@ pub async fn a_person_decides(lab: &Lab) {
     lab.api.pod(NAMESPACE, pod).await.expect("create a pod");
     let pod = lab.api.set_pod_ips(NAMESPACE, "etcd-0", &["10.9.0.1".parse().expect("an address")]).await;
     let requester = lab.requester(&pod).await;
-    let first = waiting(lab, &pod, &requester).await;
+    let first = waiting(lab, &pod, &requester, Role::Peer).await;
 
     // Who looks learns the command: on the pod, on the request, and from our own commands.
     let command = format!("kubectl certificate approve {}", first.name);
@@ -115,8 +118,15 @@ pub async fn a_person_decides(lab: &Lab) {
     let chain = issued(lab, &first.name).await;
     assert!(chain.sans.ips.contains(&"10.9.0.1".parse().expect("an address")), "{:?}", chain.sans);
 
+    // The other roles wait, also `metrics`, which the entry does not name. The rights of the page are enough for each.
+    for role in [Role::Server, Role::Metrics] {
+        let other = waiting(lab, &pod, &requester, role).await;
+        as_anna(&approve, &other.name).unwrap_or_else(|said| panic!("{role:?}: {said}"));
+        issued(lab, &other.name).await;
+    }
+
     // A renewal waits, too; this one is denied.
-    let second = waiting(lab, &pod, &requester).await;
+    let second = waiting(lab, &pod, &requester, Role::Peer).await;
     as_anna(&deny, &second.name).expect("deny");
     refused(lab, &second.name).await;
 
@@ -128,7 +138,7 @@ pub async fn a_person_decides(lab: &Lab) {
     as_anna(&approve, &wrong.name).expect_err("a denial is final");
 
     // Nor does the word of `approve` stand for a person's: not its own, and it has no other. And nobody else has its word.
-    let third = waiting(lab, &pod, &requester).await;
+    let third = waiting(lab, &pod, &requester, Role::Peer).await;
     let stolen = lab.approve_client().await;
     let said = approve_as(&stolen, None, &third.name, "KubectlApprove").await.expect_err("a person's word").to_string();
     assert!(said.contains("that of approve"), "{said}");
