@@ -66,7 +66,7 @@ fn etcdctl_beside_etcd_needs_a_certificate() {
     }
     // A member that serves nobody asks for no certificate of clients: its etcd stops at the URL of https.
     let said = beside("containers", &ways[0], &[("roles", "peer")]);
-    assert!(said.len() == 1 && said[0].contains("nothing gives etcd --cert-file, so it stops"), "{said:?}");
+    assert!(said.len() == 1 && said[0].contains("and nothing gives etcd --cert-file, so it stops"), "{said:?}");
 }
 
 #[test]
@@ -77,7 +77,10 @@ fn certificates_that_the_container_lacks_or_etcd_does_not_trust_are_said() {
     };
     one(&beside("containers", &with_files("/old"), &[]), &["/old/tls.crt", "will not trust", ADVICE]);
     let ours = with_files("/etc/etcd/tls/client");
-    one(&beside("containers", &ours, &[]), &["/etc/etcd/tls/client/tls.crt", "does not have", ADVICE]);
+    one(
+        &beside("containers", &ours, &[]),
+        &["/etc/etcd/tls/client/tls.crt", "which the container does not have", ADVICE],
+    );
     assert_eq!(beside("containers", &ours, &[("roles", "peer,server,client"), ("containers", "etcd,backup")]), [""; 0]);
 }
 

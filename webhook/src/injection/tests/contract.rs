@@ -450,7 +450,11 @@ fn etcdctls_environment_is_not_doubled_and_the_annotation_options_is_for_it_too(
     assert_eq!(set(&pod), [false; 3]);
     has(
         &warnings,
-        &["ETCD_CERT_FILE: /etc/etcd/tls/client/tls.crt", "ETCD_TRUSTED_CA_FILE: /etc/etcd/tls/client/ca.crt"],
+        &[
+            "the image's scripts give etcdctl",
+            "ETCD_CERT_FILE: /etc/etcd/tls/client/tls.crt",
+            "ETCD_TRUSTED_CA_FILE: /etc/etcd/tls/client/ca.crt",
+        ],
     );
 
     let unknown = |options: &str| client(options, "etcd", json!(["sh", "-c", "etcdctl $FLAGS get x"]));
@@ -458,6 +462,30 @@ fn etcdctls_environment_is_not_doubled_and_the_annotation_options_is_for_it_too(
     assert!(said.contains("the flags of etcdctl are unknown") && said.contains("ETCDCTL_CERT=/etc/etcd/tls"), "{said}");
     assert_eq!(set(&injected(&unknown("env")).0), [true; 3]);
     assert_eq!(set(&injected(&unknown("none")).0), [false; 3]);
+}
+
+/// A value of the annotation `options` that does not fit the command line, and a second etcd without the options of the first.
+#[test]
+fn options_that_etcd_gets_twice_or_not_at_all_are_said() {
+    let with_options = |options: &str, change: &dyn Fn(&mut Value)| {
+        let pod = with(|pod| {
+            pod["metadata"]["annotations"] = json!({"etcd-tls.dev/options": options});
+            change(&mut pod["spec"]["containers"][0]);
+        });
+        let PodDecision::Inject { warnings, .. } = run(&pod) else { panic!("{:?}", run(&pod)) };
+        warnings
+    };
+    assert_eq!(with_options("env", &|_| {}), [""; 0]);
+    let own = |c: &mut Value| set(c, "cert-file", "/etc/etcd/tls/server/tls.crt");
+    has(&with_options("env", &own), &["options is env, but --cert-file is given as well, and etcd stops at both"]);
+    let none = "options is none, but nothing gives etcd --cert-file=/etc/etcd/tls/server/tls.crt";
+    has(&with_options("none", &|_| {}), &[none]);
+    assert!(!with_options("none", &own).iter().any(|warning| warning.contains(none)));
+    let twice = |c: &mut Value| {
+        own(c);
+        script(c, "etcd --force-new-cluster", "", "");
+    };
+    has(&with_options("none", &twice), &["etcd runs without --cert-file"]);
 }
 
 /// A program that takes the environment away: variables do not reach etcd, so the only way out is its flags.
