@@ -2,11 +2,13 @@
 //! member, under load, and back. `etcd-tls-webhook check` tells each step.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
 
+use etcd_tls_contract::crl;
 use tests::{
     etcd::{EtcdCluster, Member, MemberTls},
     eventually, ports,
@@ -56,12 +58,15 @@ impl Walk {
         let mut arguments = Vec::new();
         for (prefix, role) in [("", "server"), ("peer-", "peer")] {
             let files = self.files(i, role);
+            let list = files.join("ca.crl");
+            fs::write(&list, crl::stand_in()).expect("a list, as the sidecar writes it at first");
             let trust = if prefix.is_empty() { "trusted-ca-file" } else { "peer-trusted-ca-file" };
             arguments.extend([
                 format!("--{prefix}cert-file={}", files.join("tls.crt").display()),
                 format!("--{prefix}key-file={}", files.join("tls.key").display()),
                 format!("--{trust}={}", files.join("ca.crt").display()),
                 format!("--{prefix}client-cert-auth"),
+                format!("--{}-crl-file={}", if prefix.is_empty() { "client" } else { "peer" }, list.display()),
             ]);
         }
         arguments.extend([

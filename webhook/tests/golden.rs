@@ -337,3 +337,23 @@ fn another_image_and_other_options_inject_anew_and_say_so() {
         assert!(!fine && out.is_empty() && stderr.contains("it was injected, and"), "{stderr}");
     }
 }
+
+/// docs/plain-text-to-tls.md: its annotations for a container beside etcd are those of the shape `member-and-backup`, in which both
+/// containers get their certificates. With the one container alone, etcd would get none.
+#[test]
+fn a_container_beside_etcd_gets_its_certificate_by_the_annotations_of_the_page() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/plain-text-to-tls.md");
+    let page = fs::read_to_string(page).unwrap();
+    let lines: Vec<&str> = page.lines().filter(|line| line.starts_with("    etcd-tls.dev/")).map(str::trim).collect();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    let shape = fs::read_to_string(directory().join("member-and-backup.yaml")).unwrap();
+    assert!(lines.iter().all(|line| shape.contains(line)), "{lines:?}");
+    let gets = |shape: &str| {
+        let injected = inject(shape, &options()).unwrap().text;
+        ["ETCD_PEER_CERT_FILE", "ETCD_CERT_FILE", "ETCDCTL_CERT"]
+            .map(|name| injected.contains(&format!("name: {name}\n")))
+    };
+    assert_eq!(gets(&shape), [true; 3]);
+    let alone = shape.replace("peer,server,client", "client").replace("etcd,backup", "backup");
+    assert_eq!(gets(&alone), [false, false, true]);
+}

@@ -173,12 +173,18 @@ fn says(pod: &Pod, flag: &str) -> String {
 /// The pod of the page has a client's certificate where the command reads it, and the member its own where etcdctl does.
 fn check_in_a_pod(api: &ApiServer, member: &Pod) {
     let blocks = pages::blocks("plain-text-to-tls.md", "Reaching the members on Kubernetes");
-    let [check, _, etcdctl] = blocks.as_slice() else { panic!("{blocks:?}") };
+    let [check, restricted, _, etcdctl] = blocks.as_slice() else { panic!("{blocks:?}") };
     // Nothing runs the pod, so nobody waits for its output.
     let create = check.replace(" --rm -i ", " ");
     assert_ne!(&create, check);
     let path = pages::path(&[api.kubectl_path().parent().expect("a directory")]);
-    pages::bash(&repository(), &path, Some(&api.kubeconfig), &create).expect("a pod");
+    let type_ = |line: &str| pages::bash(&repository(), &path, Some(&api.kubeconfig), line);
+    let level = "pod-security.kubernetes.io/enforce";
+    api.kubectl(&["label", "namespace", NAMESPACE, &format!("{level}=restricted")]);
+    let said = type_(&create).expect_err("a pod without the options is refused");
+    assert!(said.contains("violates PodSecurity"), "{said}");
+    type_(&create.replace(" -- check ", &format!(" {restricted} -- check "))).expect("a pod");
+    api.kubectl(&["label", "namespace", NAMESPACE, &format!("{level}-")]);
     let pod = api.kubectl(&["-n", NAMESPACE, "get", "pod", "check", "-o", "json"]);
     let pod: Pod = serde_json::from_str(&pod).expect("JSON");
     for (pod, command, role) in [(&pod, check, "client"), (member, etcdctl, "server")] {
@@ -236,9 +242,17 @@ async fn a_stateful_set_goes_from_http_to_https_and_back() {
 
     // Step 3, one member after the other, from the highest ordinal down to 0.
     let mut before = first;
+    let [_, lower] = &pages::blocks("plain-text-to-tls.md", "3. Peers, one member after the other")[..] else {
+        panic!("a command")
+    };
+    let path = pages::path(&[api.kubectl_path().parent().expect("a directory")]);
     for partition in (0..=3).rev() {
-        let step = Step { peers: "https", partition, ..both.clone() };
-        walk.apply(&step).await;
+        if partition == 3 {
+            walk.apply(&Step { peers: "https", partition, ..both.clone() }).await;
+        } else {
+            let lower = lower.replace(r#""partition": 2"#, &format!(r#""partition": {partition}"#));
+            pages::bash(&repository(), &path, Some(&api.kubeconfig), lower.trim()).expect("another partition");
+        }
         let changed: Vec<usize> = (partition..3).take(1).collect();
         before = walk.rolled(&format!("partition {partition}"), &before, &changed).await;
         for (i, pod) in before.values().enumerate() {
