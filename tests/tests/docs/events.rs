@@ -9,8 +9,9 @@ use tests::repository;
 #[test]
 fn the_reference_of_events_is_current() {
     let mut page = "# Events\n\n`approve` and `sign` write Events for people. `kubectl describe` shows them with their object for an hour; \
-                    `kubectl get events -A` lists all of them, with\nthe reporting controllers `etcd-tls.dev/approve` and `etcd-tls.dev/sign`. \
-                    A repeated message makes no second Event. An object gets 20 Events at once at most, then one in 30 s. If the API server does\nnot accept an Event, the process tries again for some ten seconds, and then drops it. The sidecar and `admit` write none.\n\n\
+                    `kubectl get events -A` lists all of\nthem, with the reporting controllers `etcd-tls.dev/approve` and `etcd-tls.dev/sign`. \
+                    A repeated message makes no second Event. An object\ngets 20 Events at once at most, then one in 30 s. If the API server \
+                    does not accept an Event, the process tries again for some ten seconds, and\nthen drops it. The sidecar and `admit` write none.\n\n\
                     This page is made from the sources.\n\n| reason | type | object | by | meaning |\n| --- | --- | --- | --- | --- |\n"
         .to_owned();
     for reason in reasons::ALL {
