@@ -7,7 +7,7 @@ use etcd_tls_contract::{life::Life, policy::Policy, settings::Settings};
 use tests::repository;
 
 /// Page, words of it, source file, and the line in it that the words repeat.
-const SAME: [(&str, &str, &str, &str); 28] = [
+const SAME: [(&str, &str, &str, &str); 33] = [
     (
         "operations.md",
         "If it does not answer within two seconds, your own probe decides",
@@ -41,7 +41,7 @@ const SAME: [(&str, &str, &str, &str); 28] = [
     ),
     (
         "revocation.md",
-        "An authority revokes at most 2,048 certificates and 2,048 compromised keys",
+        "`revoke` revokes at most 2,048 certificates and bars at most 2,048 keys",
         "webhook/src/sign/authorities/revoked.rs",
         "const MOST: usize = 2048;",
     ),
@@ -78,13 +78,13 @@ const SAME: [(&str, &str, &str, &str); 28] = [
     ),
     (
         "revocation.md",
-        "Of one certificate there are 512 bytes of names at most",
+        "names and addresses of each certificate, at most 512 and 96 bytes",
         "webhook/src/sign/authorities/names.rs",
         "const MOST: usize = 512;",
     ),
     (
         "revocation.md",
-        "and 96 bytes of addresses",
+        "names and addresses of each certificate, at most 512 and 96 bytes",
         "webhook/src/sign/authorities/names.rs",
         "const MOST_ADDRESSES: usize = 96;",
     ),
@@ -96,7 +96,7 @@ const SAME: [(&str, &str, &str, &str); 28] = [
     ),
     (
         "revocation.md",
-        "All different lists of a record have 64 KiB",
+        "64 KiB of different names in all",
         "webhook/src/sign/authorities/issued.rs",
         "const MOST_NAMES: usize = 64 << 10;",
     ),
@@ -120,7 +120,7 @@ const SAME: [(&str, &str, &str, &str); 28] = [
     ),
     (
         "revocation.md",
-        "for more than 120 attempts of a sidecar",
+        "for five minutes or more (120 failed attempts)",
         "sidecar/src/agent/pushed.rs",
         "const OFTEN: u32 = 120;",
     ),
@@ -148,6 +148,36 @@ const SAME: [(&str, &str, &str, &str); 28] = [
         "Of one pod and role at most the newest four stay",
         "webhook/src/sign/certificate_requests/grouped.rs",
         "const PER_ROLE: usize = 4;",
+    ),
+    (
+        "issuers.md",
+        "the oldest open ones beyond 4 of a pod and role, or 16 of a pod",
+        "webhook/src/sign/cleaner/ledger.rs",
+        "const OPEN_PER_ROLE: usize = 4;",
+    ),
+    (
+        "issuers.md",
+        "the oldest open ones beyond 4 of a pod and role, or 16 of a pod",
+        "webhook/src/sign/cleaner/ledger.rs",
+        "const OPEN_PER_POD: usize = 16;",
+    ),
+    (
+        "standalone.md",
+        "| open lists | 4; 2 while 16 or more are open; 28 of all users together | |",
+        "webhook/src/standalone.rs",
+        "const LISTS: usize = 32;",
+    ),
+    (
+        "standalone.md",
+        "| open watches | 100; 5 while 500 or more are open, 2 while 750 or more are; 875 of all users together | |",
+        "webhook/src/standalone.rs",
+        "const WATCHES: usize = 1_000;",
+    ),
+    (
+        "standalone.md",
+        "| 128; 6 while 512 or more are open, 2 while 768 or more are; 896 of all users together | |",
+        "webhook/src/standalone.rs",
+        "const BODIES: usize = 1_024;",
     ),
     ("issuers.md", "A bundle has at most 16 CAs", "sidecar/src/agent/answered.rs", "const MOST: usize = 16;"),
     (
