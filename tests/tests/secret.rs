@@ -19,7 +19,7 @@ use tests::{
     eventually,
     installation::{Installation, LIMIT, Options, SIDECAR_IMAGE},
     local_pod::LocalPod,
-    ports,
+    pages, ports,
     process::{Process, binary, run},
     repository,
     secret_agent::{NAME, agent_pod},
@@ -109,6 +109,15 @@ async fn a_secret_follows_the_certificate_of_its_pod() {
     let create = create.each_ref().map(String::as_str);
     installation.api.kubectl(&create);
     installation.api.kubectl(&["apply", "-n", NAMESPACE, "-k", &example.display().to_string()]);
+    // docs/secret.md: one of another name, for the chart.
+    installation.api.namespace("batch", &[]).await;
+    let path = pages::path(&[installation.api.kubectl_path().parent().expect("a directory")]);
+    let command = pages::blocks("secret.md", "With helm").pop().expect("a command");
+    pages::bash(&repository(), &path, Some(&installation.api.kubeconfig), &command).expect("a Secret of another name");
+    let made = installation.api.kubectl(&["-n", "batch", "get", "secret", "jobs-etcd", "-o", "json"]);
+    let made: Value = serde_json::from_str(&made).expect("JSON");
+    let is = (made["type"].as_str(), made["metadata"]["labels"]["etcd-tls.dev/secret"].as_str());
+    assert_eq!(is, (Some("kubernetes.io/tls"), Some("true")), "{made}");
 
     let programs = [("etcd-tls-sidecar", binary("etcd-tls-sidecar")), (SIDECAR_IMAGE, binary("etcd-tls-sidecar"))];
     let ip = [[10, 7, 0, 5].into()];
