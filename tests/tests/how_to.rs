@@ -90,6 +90,11 @@ async fn a_lost_ca_is_restored_from_the_backup_or_begun_anew() {
     assert_eq!(issuer(&restored), issuer(&first), "the same CA");
     assert_eq!(trust(&lab, namespace, "etcd").await, before);
 
+    shell(&lab.api, dir.path(), &pages::blocks("authorities.md", "Idle authorities")[0]).expect("mark it");
+    let marked = lab.api.kubectl(&["-n", "etcd-tls-system", "get", "secret", &peers, "-o", "json"]);
+    let marked: Value = serde_json::from_str(&marked).expect("JSON");
+    assert_eq!(marked["metadata"]["annotations"]["etcd-tls.dev/keep"], "true", "{peers}");
+
     shell(&lab.api, dir.path(), &lose).expect("lose it again");
     lab.event_of(namespace, &names::trust_config_map("etcd"), "is lost").await;
     shell(&lab.api, dir.path(), &command("authorities.md", "kubectl -n my-namespace delete configmap"))
@@ -193,8 +198,15 @@ async fn a_ca_of_ones_own_signs_and_a_client_outside_gets_its_certificate() {
     let own = pages::blocks("authorities.md", "A CA of one's own");
     let outside = |section: &str| pages::blocks("clients-outside.md", section);
     let root = next_ca(&own[0]);
+    let [write, read] = &pages::blocks("policy.md", "Policy")[..] else { panic!("two blocks") };
+    // The backup of the ConfigMap does not become the policy in it.
+    type_(&command("authorities.md", "kubectl -n etcd-tls-system get configmap etcd-tls-policy"));
+    type_("cp etcd-tls-policy-configmap.yaml policy.yaml");
+    shell(&lab.api, dir.path(), write).expect_err("a ConfigMap is no policy");
+    assert_eq!(type_(&format!("{read}; cat policy.yaml")), "", "there is no policy yet");
     dir.write("policy.yaml", format!("{}\n{}\n", own[1], outside("A host that renews by itself")[0]));
-    type_(&format!("set -e\n{}", pages::blocks("policy.md", "Policy")[0]));
+    type_(write);
+    assert_eq!(type_(&format!("cp policy.yaml written; {read}; diff written policy.yaml")), "");
     let keys = type_("kubectl -n etcd-tls-system get configmap etcd-tls-policy -o jsonpath='{.data}' | jq -c keys");
     assert_eq!(keys.trim(), r#"["policy.yaml","policy.yaml.example"]"#, "the shipped key stays");
     let pod = injected(&lab, "my-namespace").await;

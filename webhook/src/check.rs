@@ -102,7 +102,7 @@ enum What {
     },
     /// Check a policy before you apply it.
     Policy {
-        /// A file with the ConfigMap etcd-tls-policy, or with the content of its key policy.yaml.
+        /// A file with the content of the key policy.yaml of ConfigMap etcd-tls-policy.
         #[arg(short, long = "filename", alias = "file", value_name = "FILE")]
         file: PathBuf,
         #[command(flatten)]

@@ -32,7 +32,8 @@ pub(super) fn judge_config_map(found: Option<&ConfigMap>) -> Finding {
     }
 }
 
-/// The policy in a file: a ConfigMap with the key `policy.yaml`, or what such a key holds.
+/// The policy in a file: what the key `policy.yaml` of the ConfigMap is to hold. Whoever takes the ConfigMap itself for the policy would
+/// write it into its own key.
 ///
 /// # Errors
 /// The file cannot be read.
@@ -43,26 +44,19 @@ pub(super) fn of_file(path: &Path) -> Result<Finding, Error> {
 
 fn judge_text(file: &str, text: &str) -> Finding {
     let subject = format!("policy {file}");
-    let bad = |reason: String| Finding::bad(State::Failing, &subject, reason, format!("correct {file}"), SEE);
+    let bad = |reason: String, next: String| Finding::bad(State::Failing, &subject, reason, next, SEE);
     let kind =
         serde_saphyr::from_str::<serde_json::Value>(text).ok().and_then(|v| Some(v.get("kind")?.as_str()?.to_owned()));
-    let inner = match kind.as_deref() {
-        None => text.to_owned(),
-        Some("ConfigMap") => match serde_saphyr::from_str::<ConfigMap>(text) {
-            Err(error) => return bad(format!("is no ConfigMap: {error}")),
-            Ok(found) if found.metadata.name.as_deref() != Some(names::POLICY_CONFIG_MAP) => {
-                return bad(format!("is a ConfigMap of another name than {}", names::POLICY_CONFIG_MAP));
-            }
-            Ok(found) => match found.data.unwrap_or_default().remove(names::POLICY_KEY) {
-                None => return bad(format!("has no key {}: it would set no policy", names::POLICY_KEY)),
-                Some(inner) => inner,
-            },
-        },
-        Some(kind) => return bad(format!("is a {kind}, not a ConfigMap")),
-    };
-    match Policy::parse(&inner) {
+    if let Some(kind) = kind {
+        let (key, name) = (names::POLICY_KEY, names::POLICY_CONFIG_MAP);
+        let reason =
+            format!("is a {kind}; a policy is the text of the key {key} of ConfigMap {name}, without the object");
+        let next = format!("write that text alone into {file}: docs/policy.md has the commands");
+        return bad(reason, next);
+    }
+    match Policy::parse(text) {
         Ok(_) => Finding::ok(&subject, "it can be read", SEE),
-        Err(error) => bad(format!("would not be taken: {error}")),
+        Err(error) => bad(format!("would not be taken: {error}"), format!("correct {file}")),
     }
 }
 
@@ -72,17 +66,12 @@ mod tests {
 
     #[test]
     fn a_file_is_read_as_the_cluster_would() {
-        let map = |name: &str, key: &str, policy: &str| {
-            format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\ndata:\n  {key}: |\n    {policy}\n")
-        };
+        let map = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: etcd-tls-policy}\ndata: {policy.yaml: 'clusterDomain: a'}\n";
         for (text, state, words) in [
             ("clusterDomain: k8s.example\n".to_owned(), State::Ok, "can be read"),
             (String::new(), State::Ok, "can be read"),
             ("clusterDomian: x\n".to_owned(), State::Failing, "clusterDomian"),
-            (map("etcd-tls-policy", "policy.yaml", "clusterDomain: k8s.example"), State::Ok, "can be read"),
-            (map("etcd-tls-policy", "policy.yaml", "nonsense: 1"), State::Failing, "nonsense"),
-            (map("etcd-tls-policy", "policy.yml", "clusterDomain: a"), State::Failing, "no key policy.yaml"),
-            (map("other", "policy.yaml", "clusterDomain: a"), State::Failing, "another name"),
+            (map.to_owned(), State::Failing, "is a ConfigMap; a policy is the text of the key policy.yaml"),
             ("kind: Secret\n".to_owned(), State::Failing, "is a Secret"),
             ("{".to_owned(), State::Failing, "would not be taken"),
         ] {
