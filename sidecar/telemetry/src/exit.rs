@@ -27,9 +27,9 @@ pub enum Exit {
     TryAgain,
     /// Denied: the policy, or the API server's authorization. Trying again changes nothing.
     Denied,
-    /// An argument, a kubeconfig or a policy cannot be used.
+    /// A kubeconfig cannot be used; in the sidecar, an argument either.
     Configuration,
-    /// SIGTERM or SIGINT came before the work was done.
+    /// SIGTERM or SIGINT came before the work was done, or a second one while a server shut down.
     Stopped,
 }
 

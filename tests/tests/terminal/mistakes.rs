@@ -146,6 +146,31 @@ fn usable_backup(dir: &TempDir) -> String {
     dir.write("backup.json", secret.to_string()).display().to_string()
 }
 
+/// docs/exit-codes.md: only a kubeconfig and, of the sidecar, an argument have the code 78.
+#[test]
+fn a_policy_that_cannot_be_used_has_the_code_of_the_page() {
+    let dir = TempDir::new("mistakes");
+    let policy = dir.write("policy.yaml", "clusterDomian: x\n").display().to_string();
+    let config = kubeconfig(&dir, "kubeconfig", "http://127.0.0.1:1");
+    let checked = run(&config, &["check", "policy", "-f", &policy]);
+    assert_eq!(checked.status.code(), Some(3), "{checked:?}");
+
+    // The policy is read before any of the other files.
+    let tokens = dir.write("tokens.csv", format!("{},x,1\n", "a".repeat(40))).display().to_string();
+    let none = dir.join("none").display().to_string();
+    let files = [("policy", &policy), ("token-auth-file", &tokens)];
+    let files = files.into_iter().chain(["cacrt", "cakey", "servcrt", "servkey", "csrdir"].map(|name| (name, &none)));
+    let files: Vec<String> = files.map(|(name, file)| format!("--{name}={file}")).collect();
+    let standalone = ["standalone", "--address=127.0.0.1:0"].into_iter().chain(files.iter().map(String::as_str));
+    let signer = run(&config, &standalone.collect::<Vec<_>>());
+    let said = String::from_utf8_lossy(&signer.stderr);
+    assert!(signer.status.code() == Some(1) && said.contains("clusterDomian"), "{signer:?}");
+
+    let mut sidecar = Command::new(binary("etcd-tls-sidecar"));
+    let sidecar = sidecar.args(["request", "--name=m1", "--roles=peer", "--assetsdir", &none]).output().expect("run");
+    assert_eq!(sidecar.status.code(), Some(78), "{sidecar:?}");
+}
+
 #[test]
 fn a_file_that_cannot_be_read_is_named() {
     let dir = TempDir::new("mistakes");
