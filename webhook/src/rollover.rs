@@ -298,8 +298,9 @@ impl Rollover {
         let Some(pod) = self.progress(uid) else { return false };
         match unknown {
             Some(reason) if !pod.trusts.contains(&domain) => {
-                let word = reason.as_str().to_owned();
-                pod.unknown.insert(domain, word.clone()) != Some(word)
+                // The first word is persisted. Another one goes with the next write: a pod that states one after the other has none
+                // written.
+                pod.unknown.insert(domain, reason.as_str().to_owned()).is_none()
             }
             Some(_) => false,
             None => {

@@ -275,6 +275,8 @@ impl Authorities {
         if changed {
             self.persist(entry, &mut held, after).await?;
             self.changed.notify_one();
+        } else {
+            ready.stored = after;
         }
         Ok(granted)
     }
@@ -317,7 +319,7 @@ impl Authorities {
         }
         self.room(&entry.name, ready, serial, &leaf)?;
         if entry.unwritten().add(serial, leaf.clone(), Instant::now()) {
-            self.ring_when_due();
+            self.ring_when_due(&ready.stored);
         }
         let first = !ready.stored.issued.knows(leaf.holder(), serial);
         Arc::make_mut(&mut ready.stored.issued).note(serial, leaf);

@@ -1,4 +1,4 @@
-//! The certificates that a killed leader issued and did not record: it writes the records two seconds late. Their requests outlive it
+//! The certificates that a killed leader issued and did not record: it writes the records seconds late. Their requests outlive it
 //! by minutes, so a new leader lists them once, and records what the records lack. Its first round, which takes requests to revoke,
 //! waits for this, but not for long: after that, answers say that the records may lack certificates. It issues meanwhile, and deletes no
 //! issued request.

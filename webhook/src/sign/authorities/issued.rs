@@ -1,6 +1,6 @@
 //! The unexpired certificates of an authority, so that a certificate can be named by its pod or its user. Pure.
 //!
-//! The record is in the authority's Secret. It is written two seconds after a certificate, with others, and at the end of a
+//! The record is in the authority's Secret. It is written seconds after a certificate, with others, and at the end of a
 //! term. What a signer that is killed issued since, its successor finds in the requests ([`crate::sign::recollection`]).
 
 use std::{

@@ -118,7 +118,7 @@ impl Authorities {
         }
         for (chain, leaf) in &new {
             if entry.unwritten().add(&chain.serial, leaf.clone(), Instant::now()) {
-                self.ring_when_due();
+                self.ring_when_due(&ready.stored);
             }
         }
         ready.stored.issued = after.issued;

@@ -15,7 +15,7 @@ use super::{
     quota::{Entry, Held, Ready},
     revoked::{Revoked, Trust},
     state::Stored,
-    unwritten::RECORD_WITHIN,
+    unwritten::within,
 };
 use crate::revoke::Report;
 
@@ -30,6 +30,11 @@ impl Stored {
     pub(super) fn has_lost_its_record(&self) -> bool {
         let of_old = self.state.rollover.as_ref().and_then(|rollover| rollover.old_leaves_until);
         self.unrecorded && of_old.max(self.state.leaves_until).is_some()
+    }
+
+    /// Certificates in the record, and revocations.
+    pub(in crate::sign) fn entries(&self) -> usize {
+        self.issued.len() + self.revoked.serials().count()
     }
 
     /// Takes over a published list that is newer than the Secret, which then is an older one that somebody restored. True if it
@@ -75,7 +80,7 @@ impl Authorities {
                 authority = %entry.name,
                 "the record of what was issued is lost: only --serial revokes certificates of before"
             );
-            self.ring_when_due();
+            self.ring_when_due(&ready.stored);
         }
         ready.stored.unrecorded = false;
         if !unwritten.is_empty() {
@@ -83,11 +88,11 @@ impl Authorities {
         }
     }
 
-    /// Rings when a record is to be written to which something is added now.
-    pub(super) fn ring_when_due(&self) {
-        let changed = Arc::clone(&self.changed);
+    /// Rings when the record of `stored` is to be written, to which something is added now.
+    pub(super) fn ring_when_due(&self, stored: &Stored) {
+        let (changed, due) = (Arc::clone(&self.changed), within(stored.entries()));
         tokio::spawn(async move {
-            sleep(RECORD_WITHIN).await;
+            sleep(due).await;
             changed.notify_one();
         });
     }

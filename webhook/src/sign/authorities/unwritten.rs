@@ -11,9 +11,19 @@ use tokio::time::Instant;
 
 use super::issued::{Issued, Leaf};
 
-/// How soon the record is written, counted from the first certificate that it lacks. A full record is 350 KiB, so it is written no
-/// more often than this.
-pub(in crate::sign) const RECORD_WITHIN: Duration = Duration::from_secs(2);
+/// How soon the record of a new authority is written, counted from the first certificate that it lacks.
+const RECORD_WITHIN: Duration = Duration::from_secs(2);
+/// So many certificates and revocations in it, some 4 KiB of the Secret, make this a second more …
+const A_SECOND_MORE: usize = 16;
+/// … up to this. A request outlives its certificate's answer by a minute at least, so a successor finds what a killed signer did not
+/// write ([`crate::sign::recollection`]).
+const RECORD_WITHIN_AT_MOST: Duration = Duration::from_secs(20);
+
+/// How soon a record of so many certificates and revocations is written: the larger, the less often.
+pub(super) fn within(entries: usize) -> Duration {
+    let more = u64::try_from(entries / A_SECOND_MORE).unwrap_or(u64::MAX);
+    RECORD_WITHIN.saturating_add(Duration::from_secs(more)).min(RECORD_WITHIN_AT_MOST)
+}
 
 /// See the module. Of thousands, few have any.
 #[derive(Debug, Default)]
@@ -82,9 +92,9 @@ impl Unwritten {
         self.0.as_ref()?.since
     }
 
-    /// True if the record is to be written now.
-    pub(in crate::sign) fn is_due(&self, now: Instant) -> bool {
-        self.since().is_some_and(|since| now.saturating_duration_since(since) >= RECORD_WITHIN)
+    /// True if a record of so many certificates and revocations is to be written now.
+    pub(in crate::sign) fn is_due(&self, entries: usize, now: Instant) -> bool {
+        self.since().is_some_and(|since| now.saturating_duration_since(since) >= within(entries))
     }
 }
 
@@ -101,16 +111,27 @@ mod tests {
     fn it_is_due_two_seconds_after_the_first_certificate() {
         let (start, second) = (Instant::now(), Duration::from_secs(1));
         let mut unwritten = Unwritten::default();
-        assert!(!unwritten.is_due(start) && unwritten.is_empty());
+        assert!(!unwritten.is_due(0, start) && unwritten.is_empty());
         assert!(unwritten.add("1", leaf("app-0", 1), start));
         assert!(!unwritten.add("2", leaf("app-0", 1), start + second));
-        assert!(!unwritten.is_due(start + second));
-        assert!(unwritten.is_due(start + second * 2), "counted from the first");
+        assert!(!unwritten.is_due(0, start + second));
+        assert!(unwritten.is_due(0, start + second * 2), "counted from the first");
         assert_eq!(unwritten.issued().len(), 2);
         unwritten.clear();
         assert!(unwritten.issued().len() == 0 && unwritten.is_empty());
         assert!(unwritten.add("3", leaf("app-0", 1), start + second * 2));
-        assert!(!unwritten.is_due(start + second * 3));
+        assert!(!unwritten.is_due(0, start + second * 3));
+    }
+
+    #[test]
+    fn the_larger_a_record_is_the_longer_it_waits() {
+        for (entries, seconds) in [(0, 2), (15, 2), (16, 3), (160, 12), (288, 20), (5000, 20), (usize::MAX, 20)] {
+            let (start, due) = (Instant::now(), Duration::from_secs(seconds));
+            let mut unwritten = Unwritten::default();
+            unwritten.add("1", leaf("app-0", 1), start);
+            let almost = due.saturating_sub(Duration::from_millis(1));
+            assert!(!unwritten.is_due(entries, start + almost) && unwritten.is_due(entries, start + due), "{entries}");
+        }
     }
 
     #[test]

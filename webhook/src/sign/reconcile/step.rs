@@ -136,7 +136,7 @@ impl Reconciler {
                 Err(error) => {
                     // Certificates issued meanwhile are recorded all the same.
                     let report = report_of(&stored, &[]);
-                    if entry.unwritten().is_due(Instant::now())
+                    if entry.unwritten().is_due(stored.entries(), Instant::now())
                         && let Err(error) = self.authorities.persist(entry, &mut held, stored).await
                     {
                         return result(report, 0, None, Some(error.to_string()), None);
@@ -167,7 +167,7 @@ impl Reconciler {
         let idle_since = after.state.idle_since;
         let done = decision.step.clone().map(|step| (step, after.clone()));
         let changed = done.is_some() || after.state != stored.state || after.revoked != stored.revoked;
-        if changed || entry.unwritten().is_due(Instant::now()) {
+        if changed || entry.unwritten().is_due(after.entries(), Instant::now()) {
             if let Some(rollover) = &mut after.state.rollover {
                 rollover.forget_all_but(live);
             }
@@ -194,9 +194,9 @@ impl Reconciler {
 
     /// Records what was issued while nothing else can be done: the published list cannot be compared, say.
     async fn record(&self, entry: &Entry, held: &mut Held) {
-        let due = entry.unwritten().is_due(Instant::now());
+        let due = |stored: &Stored| entry.unwritten().is_due(stored.entries(), Instant::now());
         let stored = match &*held {
-            Held::Ready(ready) if due => ready.stored.clone(),
+            Held::Ready(ready) if due(&ready.stored) => ready.stored.clone(),
             Held::Ready(_) | Held::Unknown | Held::Lost | Held::Unusable => return,
         };
         if let Err(error) = self.authorities.persist(entry, held, stored).await {
