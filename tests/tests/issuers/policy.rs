@@ -91,8 +91,13 @@ const DEVIATIONS: [(&str, Change); 27] = [
 ];
 
 /// cert-manager's own webhook refuses the first and writes the others anew, before the policy looks.
-const DEVIATIONS_WITHOUT_WEBHOOK: [(&str, Change); 4] = [
+const DEVIATIONS_WITHOUT_WEBHOOK: [(&str, Change); 7] = [
     ("no duration", |r| r["spec"]["duration"] = json!("x")),
+    ("a duration of many digits", |r| r["spec"]["duration"] = json!(format!("{}24h", "0".repeat(30)))),
+    ("a group twice, and so large", |r| r["spec"]["groups"] = json!(["system:authenticated"].repeat(20_000))),
+    ("the pod's extra twice", |r| {
+        r["spec"]["extra"] = json!({"authentication.kubernetes.io/pod-name": ["etcd-1", "etcd-1"]});
+    }),
     ("another requester", |r| r["spec"]["username"] = json!("system:serviceaccount:kube-system:admin")),
     ("groups of others", |r| r["spec"]["groups"] = json!(["system:serviceaccounts", "system:masters"])),
     ("another pod's extra", |r| {

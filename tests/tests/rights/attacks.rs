@@ -80,6 +80,7 @@ pub async fn requests_that_grow(scene: &Scene) {
         ("an owner", json!({"ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": "n", "uid": "u"}]})),
         ("what is loaded", json!({"annotations": {"etcd-tls.dev/trusts": "0".repeat(32)}})),
         ("managedFields", json!({"managedFields": managed})),
+        ("a name to make one of", json!({"generateName": "x".repeat(3000)})),
     ] {
         for path in [one.clone(), format!("{one}/status")] {
             let call = Call::merge(path, json!({"metadata": metadata}));

@@ -154,6 +154,14 @@ fn fat_managed_fields(version: &str) -> Value {
         "time": "2026-01-01T00:00:00Z", "fieldsV1": {"f:metadata": {"f:annotations": fields}}}])
 }
 
+/// Metadata of a binding or a role that the API server stores at any length.
+fn large_metadata() -> [(&'static str, Value); 2] {
+    [
+        ("managedFields", json!({"managedFields": fat_managed_fields("rbac.authorization.k8s.io/v1")})),
+        ("a name to make one of", json!({"generateName": "x".repeat(200_000)})),
+    ]
+}
+
 fn events(t: &mut Of<'_>, process: &str) {
     let r = "events.k8s.io/events";
     let (own, other) = (format!("etcd-tls.dev/{process}"), "kubelet");
@@ -256,6 +264,11 @@ fn requester(t: &mut Of<'_>, scene: &Scene) {
             metadata("ownerReferences", json!([{"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": scene.uid}])),
         ),
         ("managedFields", metadata("managedFields", fat_managed_fields("certificates.k8s.io/v1"))),
+        ("a name of 254 characters", with(&|asked| asked["metadata"]["name"] = long_name(asked, 254))),
+        ("a name with a space", with(&|asked| asked["metadata"]["name"] = named(asked, " a"))),
+        ("a name with a line break", with(&|asked| asked["metadata"]["name"] = named(asked, "\na"))),
+        ("a name with a query", with(&|asked| asked["metadata"]["name"] = named(asked, "?dryRun=All"))),
+        ("a long name to make one of", metadata("generateName", "x".repeat(254).into())),
         ("what is loaded, at length", metadata("annotations", json!({"etcd-tls.dev/trusts": "x".repeat(65)}))),
         ("another annotation of ours", metadata("annotations", json!({"etcd-tls.dev/roles": "peer"}))),
         ("a label of ours", metadata("labels", json!({"etcd-tls": "dynamic"}))),
@@ -278,6 +291,9 @@ fn requester(t: &mut Of<'_>, scene: &Scene) {
     for (what, call) in [
         ("labels and annotations of 1 KiB", metadata("annotations", json!({"a": "x".repeat(1023)}))),
         ("what is loaded", metadata("annotations", json!({"etcd-tls.dev/trusts": "0".repeat(64)}))),
+        ("a name with other characters", with(&|asked| asked["metadata"]["name"] = named(asked, ":A_b.c"))),
+        ("a name of 253 characters", with(&|asked| asked["metadata"]["name"] = long_name(asked, 253))),
+        ("a name to make one of", metadata("generateName", "x".repeat(253).into())),
         ("a request of 4 KiB", with(&|asked| asked["spec"]["request"] = padded(asked, 4096))),
     ] {
         t.try_(CSR, "create", what, call.dry(), Works);
@@ -293,6 +309,17 @@ fn requester(t: &mut Of<'_>, scene: &Scene) {
 }
 
 /// The request of `asked` behind text, so that it has as many bytes. The API server reads PEM after any text.
+/// The name of a request, with this at its end.
+fn named(asked: &Value, end: &str) -> Value {
+    format!("{}{end}", asked["metadata"]["name"].as_str().expect("a name")).into()
+}
+
+/// The name of a request, made so long.
+fn long_name(asked: &Value, length: usize) -> Value {
+    let name = asked["metadata"]["name"].as_str().expect("a name");
+    named(asked, &"0".repeat(length - name.len()))
+}
+
 fn padded(asked: &Value, bytes: usize) -> Value {
     let engine = &base64::engine::general_purpose::STANDARD;
     let pem = base64::Engine::decode(engine, asked["spec"]["request"].as_str().expect("a request")).expect("base64");

@@ -26,6 +26,7 @@ pub(super) fn approve(t: &mut Of<'_>, scene: &Scene) {
         ("label", json!({"labels": {"a": "b"}})),
         ("add a finalizer", json!({"finalizers": ["example.com/f"]})),
         ("add an owner", json!({"ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "u"}]})),
+        ("add a name to make one of", json!({"generateName": "x".repeat(200_000)})),
     ] {
         t.try_(r, "patch", what, Call::merge(&ours, with(metadata)), Refused("etcd-tls"));
     }
@@ -125,6 +126,19 @@ pub(super) fn approve(t: &mut Of<'_>, scene: &Scene) {
         Call::merge(&one, json!({"metadata": {"annotations": {"a": "b"}}})),
         Refused("etcd-tls"),
     );
+    for (what, metadata) in large_metadata() {
+        t.try_(r, "patch", what, Call::merge(&one, json!({"metadata": metadata})), Refused("etcd-tls"));
+    }
+    let mut of_long_namespace = user("host-1");
+    of_long_namespace["namespace"] = "n".repeat(64).into();
+    for (what, subject) in [
+        ("a user of a long name", user(&"u".repeat(513))),
+        ("an account of a long namespace", account(&"n".repeat(64))),
+        ("a user of a long namespace", of_long_namespace),
+    ] {
+        let call = Call::apply(&one, requesters(json!([subject])));
+        t.try_(r, "patch", what, call, Refused("etcd-tls: the name of a subject"));
+    }
     t.try_(
         r,
         "patch",
@@ -191,6 +205,12 @@ pub(super) fn role_bindings(t: &mut Of<'_>) {
         Call::merge(one("prod"), json!({"metadata": {"finalizers": ["example.com/f"]}})),
         Refused("etcd-tls"),
     );
+    for (what, metadata) in large_metadata() {
+        t.try_(r, "patch", what, Call::merge(one("prod"), json!({"metadata": metadata})), Refused("etcd-tls"));
+    }
+    let mut with = trust_binding("web", sign_subject());
+    with["metadata"]["generateName"] = "x".repeat(200_000).into();
+    t.try_(r, "create", "with a name to make one of", Call::apply(one("web"), with), Refused("etcd-tls"));
     let own = role_binding("etcd-tls-system", trust, itself.clone());
     t.try_(
         r,

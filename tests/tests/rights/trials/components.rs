@@ -21,6 +21,11 @@ pub(super) fn requester(t: &mut Of<'_>, scene: &Scene) {
     for (what, call, why) in [
         ("for another pod", bad(&|r| r["metadata"]["name"] = other.clone()), "the name of the request must be"),
         ("for a CA", bad(&|r| r["spec"]["isCA"] = true.into()), "spec.isCA is not for pods"),
+        (
+            "of an issuer with a long name",
+            bad(&|r| r["spec"]["issuerRef"]["name"] = "x".repeat(512).into()),
+            "spec.issuerRef is longer",
+        ),
         ("of another issuer", bad(&|r| r["spec"]["issuerRef"]["name"] = "x".into()), "may not request from"),
         (
             "in another namespace",

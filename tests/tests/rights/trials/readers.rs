@@ -34,7 +34,7 @@ pub(super) fn roles(t: &mut Of<'_>) {
         t.try_(r, "create", "in a namespace that cannot opt in", call, Refused("etcd-tls: approve writes no"));
     }
     let fifty_two: Vec<String> = (0..52).map(|n| format!("etcd-tls-trust-c{n}")).collect();
-    let cases: [(&str, Value); 15] = [
+    let cases: [(&str, Value); 16] = [
         ("every ConfigMap", rule(&|r| drop(r[0].as_object_mut().expect("a rule").remove("resourceNames")))),
         ("another ConfigMap", rule(&|r| r[0]["resourceNames"] = json!(["kube-root-ca.crt"]))),
         ("another ConfigMap as well", rule(&|r| r[0]["resourceNames"] = json!(["etcd-tls-trust-etcd", "app"]))),
@@ -55,6 +55,7 @@ pub(super) fn roles(t: &mut Of<'_>) {
                 r.as_array_mut().expect("rules").push(more);
             }),
         ),
+        ("a long name", rule(&|r| r[0]["resourceNames"] = json!([format!("etcd-tls-trust-{}", "a".repeat(239))]))),
         (
             "what approve has itself",
             rule(&|r| *r = json!([{"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]}])),
@@ -77,6 +78,10 @@ pub(super) fn roles(t: &mut Of<'_>) {
     ] {
         let call = Call::merge(one("roles", "prod"), json!({"metadata": metadata}));
         t.try_(r, "patch", what, call, Refused("etcd-tls: approve writes no metadata"));
+    }
+    for (what, metadata) in large_metadata() {
+        let call = Call::merge(one("roles", "prod"), json!({"metadata": metadata}));
+        t.try_(r, "patch", what, call, Refused("etcd-tls"));
     }
     t.try_(
         r,

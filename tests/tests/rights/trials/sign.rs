@@ -19,6 +19,7 @@ pub(super) fn sign(t: &mut Of<'_>, scene: &Scene) {
         ("annotate", json!({"annotations": {"a": "x".repeat(200_000)}})),
         ("say what etcd has loaded", json!({"annotations": {"etcd-tls.dev/trusts": "0".repeat(32)}})),
         ("add a finalizer", json!({"finalizers": ["example.com/f"]})),
+        ("add a name to make one of", json!({"generateName": "x".repeat(200_000)})),
     ] {
         let body = json!({"metadata": metadata, "status": failed["status"]});
         t.try_(r, "patch", what, Call::merge(format!("{approved}/status"), body), Refused("etcd-tls"));
