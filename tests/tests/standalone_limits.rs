@@ -84,12 +84,16 @@ async fn refusals_have_kubernetes_own_form() {
         ("/spec/signerName", json!("peer.etcd-tls.dev/kube-system.other"), "another cluster"),
         ("/spec/usages", json!(["cert sign"]), "spec.usages"),
         ("/spec/usages", json!([]), "spec.usages"),
+        // What is stored of a request is bounded in every field.
+        ("/spec/usages", json!(["digital signature", "digital signature"]), "has a usage twice"),
+        ("/metadata/generateName", json!("g".repeat(254)), "metadata.generateName"),
         ("/spec/expirationSeconds", json!(599), "600"),
         ("/spec/request", json!("eA=="), "spec.request"),
         ("/spec/request", json!(STANDARD.encode("x".repeat(5000))), "4096"),
     ] {
         let (mut object, _) = request("bad", Role::Peer, "m1", &one);
         object["spec"]["expirationSeconds"] = json!(3600);
+        object["metadata"]["generateName"] = json!("bad-");
         *object.pointer_mut(pointer).expect("there") = value;
         assert_status(&signer.ask("POST", V1, BOOTSTRAP, &object), 422, word);
     }

@@ -200,11 +200,6 @@ impl Authenticator {
         Ok(Self { tokens, anonymous })
     }
 
-    /// True if callers without a credential are served.
-    pub const fn takes_anybody(&self) -> bool {
-        self.anonymous
-    }
-
     /// Reloads the token file. If it cannot be parsed, the last valid one stays in force and an error is logged.
     pub fn reload(&self) {
         let Some((path, current)) = &self.tokens else { return };

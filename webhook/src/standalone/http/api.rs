@@ -54,13 +54,15 @@ const MAX_WATCH: u64 = 3600;
 /// Answers every call.
 pub async fn handle(request: HttpRequest, mut payload: web::Payload, server: web::Data<Server>) -> HttpResponse {
     let started = Instant::now();
-    let mut answer = server.answer(&server, &request, &mut payload).await.unwrap_or_else(|error| {
+    let caller = server.caller(&request);
+    let is_known = matches!(caller, Ok(Some(_)));
+    let mut answer = server.answer(&server, &request, &mut payload, caller).await.unwrap_or_else(|error| {
         if matches!(error, ApiError::Internal(_)) {
             tracing::error!(%error, path = request.path(), "a call failed");
         }
         error.response()
     });
-    if answer.status() == StatusCode::UNAUTHORIZED || !(server.auth.takes_anybody() || has_credential(&request)) {
+    if !is_known {
         // Whoever may not call, or only asks how the signer is, keeps no connection.
         answer.head_mut().set_connection_type(ConnectionType::Close);
     }
@@ -83,28 +85,18 @@ pub async fn handle(request: HttpRequest, mut payload: web::Payload, server: web
     answer
 }
 
-fn has_credential(request: &HttpRequest) -> bool {
-    let identity = request.conn_data::<Option<ConnectionIdentity>>().and_then(Option::as_ref);
-    // Probes are answered before a token is looked at.
-    let is_probe = matches!(Route::of(request.path()), Some(Route::Live | Route::Ready));
-    identity.is_some() || (!is_probe && request.headers().contains_key(header::AUTHORIZATION))
-}
-
 impl Server {
     async fn answer(
         &self,
         shared: &web::Data<Self>,
         request: &HttpRequest,
         payload: &mut web::Payload,
+        caller: Result<Option<User>, ApiError>,
     ) -> Result<HttpResponse, ApiError> {
         let route = Route::of(request.path());
-        match &route {
-            // Requests of probes, and of clients before they have a credential.
-            Some(Route::Live) => return Ok(text("ok")),
-            Some(Route::Ready) => return self.ready().map(|()| text("ok")),
-            _ => {}
-        }
-        let user = self.authenticate(request)?;
+        let Some(user) = caller? else {
+            return if route == Some(Route::Ready) { self.ready().map(|()| text("ok")) } else { Ok(text("ok")) };
+        };
         let caller = if user.is_in("system:unauthenticated") {
             // Anonymous callers are distinguished by address.
             request.peer_addr().map_or_else(String::new, |a| a.ip().to_string())
@@ -134,7 +126,7 @@ impl Server {
                 let trust = Trust::of(self, &namespace, &name)?;
                 if *method == Method::PATCH {
                     let (kind, dry) = (content_type(request), flag(&query, "dryRun"));
-                    trust.patch(self, &user, &kind, &self.body(&user, request, payload).await?, dry).await?;
+                    trust.patch(self, &user, &kind, &self.body(&caller, &user, request, payload).await?, dry).await?;
                 }
                 Ok(trust::answer(&trust.object(self, &user)))
             }
@@ -146,7 +138,7 @@ impl Server {
             }
             Route::Collection(version) => match *method {
                 Method::POST => {
-                    let body = self.body(&user, request, payload).await?;
+                    let body = self.body(&caller, &user, request, payload).await?;
                     let body = codec::object(&content_type(request), &body)?;
                     let created = create::create(self, &user, version, body, flag(&query, "dryRun")).await?;
                     let object = table::one(&created.stored, version, form, Timestamp::now());
@@ -172,7 +164,7 @@ impl Server {
                 Ok(bytes_response(StatusCode::OK, table::one(&stored, version, form, Timestamp::now())))
             }
             Route::Item(_, name) if *method == Method::DELETE => {
-                let body = self.body(&user, request, payload).await?;
+                let body = self.body(&caller, &user, request, payload).await?;
                 let options = if body.is_empty() { Value::Null } else { codec::object(&content_type(request), &body)? };
                 self.delete(&user, &name, &query, &options).await
             }
@@ -182,7 +174,7 @@ impl Server {
                     Method::PUT | Method::PATCH => {
                         self.require_admin(&user, "approve or deny requests")?;
                         let kind = content_type(request);
-                        let body = self.body(&user, request, payload).await?;
+                        let body = self.body(&caller, &user, request, payload).await?;
                         let change = approval::Change::read(method == Method::PATCH, &kind, &body)?;
                         approval::decide(self, &user, version, &name, change, flag(&query, "dryRun")).await?
                     }
@@ -195,7 +187,13 @@ impl Server {
     }
 
     /// The body of a call. One that does not come with its head takes a place of those that are awaited.
-    async fn body(&self, user: &User, request: &HttpRequest, payload: &mut web::Payload) -> Result<Bytes, ApiError> {
+    async fn body(
+        &self,
+        caller: &str,
+        user: &User,
+        request: &HttpRequest,
+        payload: &mut web::Payload,
+    ) -> Result<Bytes, ApiError> {
         let declared = request.headers().get(header::CONTENT_LENGTH).and_then(|h| h.to_str().ok()?.parse::<u64>().ok());
         if declared.is_some_and(|length| length > MAX_BODY as u64) {
             return Err(ApiError::TooLarge(MAX_BODY));
@@ -207,7 +205,7 @@ impl Server {
                     Some(chunk) => chunk,
                     None => {
                         if permit.is_none() {
-                            permit = Some(self.bodies.take(&user.name, self.is_admin(user))?);
+                            permit = Some(self.bodies.take(caller, self.is_admin(user))?);
                         }
                         payload.next().await
                     }
@@ -225,7 +223,11 @@ impl Server {
             .unwrap_or_else(|_| Err(ApiError::BadRequest("the body took too long".to_owned())))
     }
 
-    fn authenticate(&self, request: &HttpRequest) -> Result<User, ApiError> {
+    /// Who calls. `None`: a probe, or a client before it has a credential, that only asks how the signer is.
+    fn caller(&self, request: &HttpRequest) -> Result<Option<User>, ApiError> {
+        if matches!(Route::of(request.path()), Some(Route::Live | Route::Ready)) {
+            return Ok(None);
+        }
         let connection = request.conn_data::<Option<ConnectionIdentity>>().and_then(Option::as_ref);
         if let Some(identity) = connection
             && self.store.with(|index, _| index.revocations().lists(identity.serial()))
@@ -233,7 +235,7 @@ impl Server {
             return Err(ApiError::Revoked(identity.serial().to_owned()));
         }
         let authorization = request.headers().get(header::AUTHORIZATION).map(header::HeaderValue::as_bytes);
-        self.auth.authenticate(connection, authorization, SystemTime::now())
+        self.auth.authenticate(connection, authorization, SystemTime::now()).map(Some)
     }
 
     fn require_admin(&self, user: &User, what: &str) -> Result<(), ApiError> {

@@ -1,6 +1,6 @@
 //! Reads a new request strictly, sets its caller's identity, and names every invalid field.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use etcd_tls_contract::{
     csr::{MAX_REQUEST, Request},
@@ -30,6 +30,8 @@ use crate::standalone::{
 pub const LEGACY_UNKNOWN: &str = "kubernetes.io/legacy-unknown";
 /// The shortest life that may be asked for, as the API server has it.
 const MIN_SECONDS: i32 = 600;
+/// The longest name, and what one may be made of.
+const MAX_NAME: usize = 253;
 /// Labels and annotations together.
 const MAX_METADATA: usize = 8 * 1024;
 
@@ -122,7 +124,7 @@ fn uuid(mut bytes: [u8; 16]) -> String {
 fn is_name(name: &str) -> bool {
     let bytes = name.as_bytes();
     let edge = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
-    bytes.len() <= 253
+    bytes.len() <= MAX_NAME
         && edge(bytes.first())
         && edge(bytes.last())
         && !name.contains("..")
@@ -184,6 +186,10 @@ fn check_metadata(csr: &CertificateSigningRequest) -> Vec<Cause> {
         let message = "must be of 1 to 253 letters, digits, '-', '.', '_' or ':', begin and end with a letter or digit, and \
                        hold no '..'";
         causes.push(Cause { field: "metadata.name", message: message.to_owned() });
+    }
+    if csr.metadata.generate_name.as_deref().is_some_and(|prefix| prefix.len() > MAX_NAME) {
+        let message = format!("must be no more than {MAX_NAME} bytes");
+        causes.push(Cause { field: "metadata.generateName", message });
     }
     let size = |map: &Option<BTreeMap<String, String>>| -> usize {
         map.iter().flatten().map(|(k, v)| k.len() + v.len()).sum()
@@ -255,11 +261,14 @@ pub fn check_again(server: &Server, csr: &CertificateSigningRequest) -> Result<C
     check(server, Version::V1beta1, csr)
 }
 
-/// The fault of the requested usages: each must be one that the profile issues. `None`: no fault.
+/// The fault of the requested usages: each must be one that the profile issues, and be there once. `None`: no fault.
 fn wrong_usages(version: Version, role: Role, asked: &[String]) -> Option<String> {
     if asked.is_empty() {
         // v1beta1 has a default of its own, which the old agents rely on.
         return (version == Version::V1).then(|| format!("is required: {}", usages(role).join(", ")));
+    }
+    if asked.iter().collect::<BTreeSet<_>>().len() < asked.len() {
+        return Some("has a usage twice".to_owned());
     }
     // RSA keys of TLS 1.2 and before: named by many a client, issued to none.
     let allowed = |usage: &String| {
@@ -373,5 +382,6 @@ mod tests {
             assert!(wrong_usages(Version::V1, Role::Peer, &asked(&[usage])).is_some(), "{usage}");
         }
         assert!(wrong_usages(Version::V1, Role::Client, &asked(&["server auth"])).is_some());
+        assert!(wrong_usages(Version::V1beta1, Role::Client, &asked(&["client auth", "client auth"])).is_some());
     }
 }
