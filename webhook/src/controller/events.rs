@@ -301,6 +301,13 @@ fn cut(s: &str, max: usize) -> &str {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::{
+        convert::Infallible,
+        future,
+        sync::atomic::{AtomicUsize, Ordering},
+        task::{Context, Poll},
+    };
+
     use super::*;
 
     fn recorder() -> Recorder {
@@ -398,6 +405,41 @@ mod tests {
             assert_eq!(of(code, reason), Outcome::Refused, "{code}");
         }
         assert_eq!(outcome(&ApiServerError::Timeout), Outcome::Failed);
+    }
+
+    /// An API server that is away for one call.
+    #[derive(Clone, Default)]
+    struct Away(Arc<AtomicUsize>);
+
+    impl tower::Service<hyper::Request<kube::client::Body>> for Away {
+        type Response = hyper::Response<String>;
+        type Error = Infallible;
+        type Future = future::Ready<Result<Self::Response, Infallible>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, _: hyper::Request<kube::client::Body>) -> Self::Future {
+            let (code, body) = match self.0.fetch_add(1, Ordering::SeqCst) {
+                0 => (503, serde_json::json!({"kind": "Status", "status": "Failure", "code": 503})),
+                _ => (201, serde_json::to_value(Event::default()).unwrap()),
+            };
+            future::ready(Ok(hyper::Response::builder().status(code).body(body.to_string()).unwrap()))
+        }
+    }
+
+    #[tokio::test]
+    async fn an_event_that_failed_is_written_when_the_api_server_is_there_again() {
+        let server = Away::default();
+        let recorder = Recorder::new(Client::new(server.clone(), "default"), "approve", "etcd-tls-approve-0");
+        let notice = Notice {
+            regarding: pod_reference("ns", "etcd-0", "u"),
+            reason: reasons::CERTIFICATE_DENIED,
+            note: String::new(),
+        };
+        assert_eq!(recorder.say_and_wait(notice).await, Outcome::There);
+        assert_eq!(server.0.load(Ordering::SeqCst), 2);
     }
 
     #[test]
