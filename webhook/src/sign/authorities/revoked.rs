@@ -247,6 +247,24 @@ impl Revoked {
         self.record.barred.iter().filter(|(_, bar)| bar.1 == whole).map(|(uid, _)| uid.clone()).collect()
     }
 
+    /// The pods that a request bars, by uid: holders of `named`, and the one that lives. It may ask for its first certificate of
+    /// this authority, or for one after the end of its last.
+    fn barred_by<'a>(
+        request: &Request,
+        named: impl Iterator<Item = &'a String>,
+        known: &Known<'_>,
+    ) -> BTreeSet<String> {
+        let Request { selector: Selector::Pod(pod), action: Action::Add | Action::Renewed | Action::Force, .. } =
+            request
+        else {
+            return BTreeSet::new();
+        };
+        let whole = whole(pod, known.namespace);
+        let mut bars = known.issued.holders(named);
+        bars.extend(known.live.iter().filter(|pod| !is_host(&pod.uid) && pod.name == whole).map(|pod| pod.uid.clone()));
+        bars
+    }
+
     /// Does what an operator asks, and answers.
     pub(crate) fn take(&mut self, request: &Request, known: &Known<'_>, now: SystemTime) -> bool {
         let mut named = known.issued.named(&request.selector, known.namespace);
@@ -262,6 +280,7 @@ impl Revoked {
         // A bar outlives the certificates for which it was made.
         let bars = self.bars_of(&request.selector, known.namespace);
         let takes_bars_back = request.action == Action::Undo && !bars.is_empty();
+        let new_bars = Self::barred_by(request, named.keys(), known);
         let revoked = |serial: &&String| self.record.entries.contains_key(*serial);
         // A place for each that is revoked when its pod has renewed.
         let waiting = in_use.iter().flat_map(|used| &used.serials).filter(|serial| !revoked(serial)).count();
@@ -311,7 +330,7 @@ impl Revoked {
             _ if named.is_empty() && !in_use.is_empty() && self.record.entries.len() + waiting <= MOST => {
                 (request.accepted(&format!("{what} {NOT_YET}")), 0)
             }
-            _ if named.is_empty() && in_use.is_empty() && !takes_bars_back => {
+            _ if named.is_empty() && in_use.is_empty() && !takes_bars_back && new_bars.is_empty() => {
                 (request.accepted(&format!("there is no certificate of {what}{since}")), 0)
             }
             _ if objection.is_some() => {
@@ -320,9 +339,7 @@ impl Revoked {
             }
             Action::Add | Action::Renewed | Action::Force => {
                 let new = named.keys().filter(|serial| !revoked(serial)).count() + waiting;
-                let bars =
-                    matches!(what, Selector::Pod(_)).then(|| known.issued.holders(named.keys())).unwrap_or_default();
-                let new_bars = bars.iter().filter(|uid| !self.bars(uid)).count();
+                let more_bars = new_bars.iter().filter(|uid| !self.bars(uid)).count();
                 // The pod that uses such a key is asked for another one first.
                 let left = known.issued.keys(in_use.iter().flat_map(|used| &used.serials));
                 let keys = if compromised { known.issued.keys(named.keys()) } else { BTreeSet::new() };
@@ -330,7 +347,7 @@ impl Revoked {
                 let new_keys = keys.iter().filter(|key| !self.compromised(key)).count();
                 let (full, barred_full) = (
                     self.record.entries.len() + new > MOST || self.record.keys.len() + new_keys > MOST,
-                    new_bars > 0 && self.record.barred.len() + new_bars > MOST_BARRED,
+                    more_bars > 0 && self.record.barred.len() + more_bars > MOST_BARRED,
                 );
                 if full || barred_full {
                     in_use.clear();
@@ -350,11 +367,15 @@ impl Revoked {
                     }
                     self.record.keys.extend(keys.into_iter().map(|key| (key, seconds(known.authority_end))));
                     let end = named.values().map(|end| end.unwrap_or(known.leaves_end)).max().unwrap_or(now);
-                    let mut text = format!("{what} is revoked until {}: {}", rfc3339::text(end), counted(named.len()));
+                    let mut text = if named.is_empty() {
+                        format!("there is no certificate of {what}")
+                    } else {
+                        format!("{what} is revoked until {}: {}", rfc3339::text(end), counted(named.len()))
+                    };
                     text += &known.issued.described(named.keys());
                     if let Selector::Pod(pod) = what {
                         let bar = Bar(seconds(known.authority_end), whole(pod, known.namespace));
-                        self.record.barred.extend(bars.into_iter().map(|uid| (uid, bar.clone())));
+                        self.record.barred.extend(new_bars.into_iter().map(|uid| (uid, bar.clone())));
                         text += "; it gets no other until it is made again";
                     } else if request.action != Action::Renewed {
                         text += &used_by(&known.issued.without_newer(named.keys()));
@@ -362,7 +383,8 @@ impl Revoked {
                     if compromised {
                         text += &without_key(known.issued.without_key(named.keys()), named.len());
                     }
-                    (request.accepted(&(text + &since + &members)), named.len())
+                    // A bar alone is no empty answer.
+                    (request.accepted(&(text + &since + &members)), named.len().max(1))
                 }
             }
             Action::Undo => {

@@ -332,6 +332,34 @@ fn a_pod_that_is_revoked_is_barred_until_that_is_taken_back() {
     assert!(report.answer.unwrap().message.contains("the record holds what was issued since"));
 }
 
+/// Its request for a first certificate of this authority may wait for approval, and the last one may have ended.
+#[test]
+fn a_pod_that_lives_is_barred_also_where_it_holds_no_certificate() {
+    let pod = |uid: &str, name: &str| LivePod {
+        uid: uid.to_owned(),
+        name: name.to_owned(),
+        roles: BTreeSet::new(),
+        of_kubelet: false,
+    };
+    let live = [pod("uid-0", "prod/etcd-0"), pod("uid-1", "prod/etcd-1"), pod("uid-2", "other/etcd-0")];
+    let nothing = Issued::default();
+    let known = Known { live: &live, ..known(&nothing, true, now() + DAY) };
+    let ask = |action, pod: &str| Request { selector: Selector::Pod(pod.to_owned()), ..ask(action, "x") };
+    let mut revoked = Revoked::default();
+    revoked.take(&ask(Action::Add, "etcd-0"), &known, now());
+    let mut revoked = killed_and_read_back(&revoked);
+    assert!(revoked.bars("uid-0") && !revoked.bars("uid-1") && !revoked.bars("uid-2"));
+    let report = revoked.report().unwrap();
+    let said = report.answer.unwrap().message;
+    assert!(report.count > 0 && said.contains("no certificate of pod etcd-0; it gets no other until"), "{said}");
+    revoked.take(&ask(Action::Undo, "etcd-0"), &known, now());
+    assert!(!revoked.bars("uid-0"));
+    revoked.take(&ask(Action::Undo, "etcd-0"), &known, now());
+    assert_eq!(revoked.report().unwrap().count, 0, "nothing bars it any more");
+    revoked.take(&ask(Action::Add, "etcd-9"), &known, now());
+    assert_eq!(revoked.report().unwrap().count, 0, "no such pod lives");
+}
+
 /// A pod that keeps its key has several certificates of it; whoever has the key can use each.
 #[test]
 fn a_compromised_key_is_revoked_with_all_its_certificates_and_gets_no_other() {
