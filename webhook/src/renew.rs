@@ -33,7 +33,7 @@ use crate::{
 
 mod choose;
 
-use choose::{Chosen, Kind, Target};
+use choose::{Chosen, Kind, Split, Target};
 
 /// The pause between two looks at the sidecars.
 const POLL: Duration = Duration::from_secs(1);
@@ -240,15 +240,27 @@ pub(crate) async fn ask(client: &Client, pod: &str, uid: &str, new_key: bool) ->
     Ok(asked)
 }
 
-/// The members of `cluster` among `pods`, to be asked for something, and the names of those that do not see the annotation.
+/// The members of a cluster.
+#[derive(Debug)]
+pub(crate) struct Members {
+    /// Those that can be asked for something.
+    pub(crate) seeing: Vec<AnnotatedPod>,
+    /// The names of those that do not see the annotation.
+    pub(crate) blind: Vec<String>,
+    /// The names of pods that may be members, and whose annotations cannot be read.
+    pub(crate) unreadable: Vec<String>,
+}
+
+/// The members of `cluster` among `pods`.
 ///
 /// # Errors
 /// There is none.
-pub(crate) fn members(pods: &[Pod], cluster: &ClusterName) -> Result<(Vec<AnnotatedPod>, Vec<String>), RenewError> {
+pub(crate) fn members(pods: &[Pod], cluster: &ClusterName) -> Result<Members, RenewError> {
     let target = Target { namespace: cluster.namespace.clone(), name: cluster.name.clone() };
     let roles = BTreeSet::from([Role::Peer, Role::Server]);
-    let (chosen, blind) = choose::split(pods, &target, Some(Kind::Cluster), &roles)?;
-    Ok((chosen.into_iter().map(|pod| AnnotatedPod { namespace: cluster.namespace.clone(), pod }).collect(), blind))
+    let Split { chosen, blind, unreadable } = choose::split(pods, &target, Some(Kind::Cluster), &roles)?;
+    let asked = |pod| AnnotatedPod { namespace: cluster.namespace.clone(), pod };
+    Ok(Members { seeing: chosen.into_iter().map(asked).collect(), blind, unreadable })
 }
 
 /// The state that the sidecar of `pod` reports.

@@ -6,6 +6,7 @@
 //! trouble   why a pod does not run; pure
 //! metrics   a sidecar's metrics, read
 //! lists     members whose etcd does not look at the revocation list; pure
+//! membership  of which cluster a pod is; pure
 //! rows      what is said of each pod; pure
 //! render    how that is written; pure
 //! ```
@@ -24,6 +25,7 @@ use crate::{
 
 mod gather;
 mod lists;
+mod membership;
 mod metrics;
 pub(crate) mod proxy;
 mod render;
@@ -31,7 +33,8 @@ mod rows;
 mod trouble;
 
 pub(crate) use gather::{OnePod, PodReport, namespace, opted_in, pod};
-pub(crate) use lists::{sentence, unlisted, without_list};
+pub(crate) use lists::{sentence, unlisted, unreadable, without_list};
+pub(crate) use membership::Membership;
 pub(crate) use metrics::{Certificate, Sidecar};
 pub(crate) use proxy::ask;
 use render::{Output, Screen};

@@ -12,6 +12,7 @@ use etcd_tls_contract::{
 use k8s_openapi::api::core::v1::{Pod, Volume};
 
 use super::RenewError;
+use crate::status::Membership;
 
 /// `<namespace>/<name>` of a pod or of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,42 +87,63 @@ pub(super) fn choose(
     kind: Option<Kind>,
     roles: &BTreeSet<Role>,
 ) -> Result<Vec<Chosen>, RenewError> {
-    match split(pods, target, kind, roles)? {
-        (chosen, blind) if blind.is_empty() => {
-            let of_kubelet: Vec<&str> = chosen.iter().filter(|c| c.of_kubelet).map(|c| c.name.as_str()).collect();
-            if of_kubelet.is_empty() { Ok(chosen) } else { Err(RenewError::ByKubelet(of_kubelet.join(", "))) }
-        }
-        (_, blind) => Err(RenewError::Blind(blind.join(", "))),
+    let Split { chosen, blind, unreadable } = split(pods, target, kind, roles)?;
+    if let Some(pod) = unreadable.first() {
+        return Err(RenewError::Unreadable(format!("{}/{pod}", target.namespace)));
     }
+    if !blind.is_empty() {
+        return Err(RenewError::Blind(blind.join(", ")));
+    }
+    let of_kubelet: Vec<&str> = chosen.iter().filter(|c| c.of_kubelet).map(|c| c.name.as_str()).collect();
+    if of_kubelet.is_empty() { Ok(chosen) } else { Err(RenewError::ByKubelet(of_kubelet.join(", "))) }
 }
 
-/// The same, and the names of those that do not see the annotation.
+/// The pods of a name, by what can be asked of them.
+#[derive(Debug, Default)]
+pub(super) struct Split {
+    /// Those that see the annotation.
+    pub(super) chosen: Vec<Chosen>,
+    /// The names of those that do not.
+    pub(super) blind: Vec<String>,
+    /// The names of those that may be of the cluster: their annotations cannot be read.
+    pub(super) unreadable: Vec<String>,
+}
+
+/// The same, and the names of those that cannot be asked.
 ///
 /// # Errors
-/// There is none of either, or the name is ambiguous.
+/// There is none of any, or the name is ambiguous.
 pub(super) fn split(
     pods: &[Pod],
     target: &Target,
     kind: Option<Kind>,
     roles: &BTreeSet<Role>,
-) -> Result<(Vec<Chosen>, Vec<String>), RenewError> {
+) -> Result<Split, RenewError> {
     let running: Vec<&Pod> = pods.iter().filter(|pod| !is_over(pod)).collect();
     let named: Vec<&Pod> =
         running.iter().copied().filter(|pod| pod.metadata.name.as_deref() == Some(&target.name)).collect();
     let home = ClusterName { namespace: target.namespace.clone(), name: target.name.clone() };
-    let members: Vec<&Pod> = running
-        .iter()
-        .copied()
-        .filter(|pod| settings(pod).is_some_and(|s| s.home(&target.namespace) == home))
-        .collect();
-    let meant = match kind {
-        Some(Kind::Pod) => named,
-        Some(Kind::Cluster) => members,
-        None if named.is_empty() => members,
-        None if members.is_empty() || members == named => named,
+    let (mut members, mut unreadable) = (Vec::new(), Vec::new());
+    for pod in running {
+        match Membership::of(pod, &home) {
+            Membership::Of(_) => members.push(pod),
+            Membership::Unreadable { roles: held } if roles.is_empty() || !held.is_disjoint(roles) => {
+                unreadable.push(pod.metadata.name.clone().unwrap_or_default());
+            }
+            Membership::Unreadable { .. } | Membership::Other => {}
+        }
+    }
+    let (meant, by_name) = match kind {
+        Some(Kind::Pod) => (named, true),
+        Some(Kind::Cluster) => (members, false),
+        None if named.is_empty() => (members, false),
+        None if members.is_empty() || members == named => (named, true),
         None => return Err(RenewError::Ambiguous(target.clone())),
     };
-    if meant.is_empty() {
+    if by_name {
+        unreadable.clear();
+    }
+    if meant.is_empty() && unreadable.is_empty() {
         return Err(RenewError::NoSuch(target.clone()));
     }
     let (mut chosen, mut blind) = (Vec::new(), Vec::new());
@@ -145,10 +167,11 @@ pub(super) fn split(
     }
     chosen.sort_by(|a, b| a.name.cmp(&b.name));
     blind.sort();
-    if chosen.is_empty() && blind.is_empty() {
+    unreadable.sort();
+    if chosen.is_empty() && blind.is_empty() && unreadable.is_empty() {
         Err(RenewError::NoRole { target: target.clone(), roles: roles.clone() })
     } else {
-        Ok((chosen, blind))
+        Ok(Split { chosen, blind, unreadable })
     }
 }
 
@@ -210,8 +233,10 @@ mod tests {
             pod("etcd-1", "etcd", "peer", false),
             pod("etcd-2", "etcd", "peer", true),
         ];
-        let (chosen, blind) =
-            split(&pods, &"prod/etcd".parse().unwrap(), Some(Kind::Cluster), &BTreeSet::from([Role::Peer])).unwrap();
+        let roles = BTreeSet::from([Role::Peer]);
+        let Split { chosen, blind, unreadable } =
+            split(&pods, &"prod/etcd".parse().unwrap(), Some(Kind::Cluster), &roles).unwrap();
+        assert!(unreadable.is_empty());
         assert_eq!(chosen.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["etcd-0", "etcd-2"]);
         assert_eq!(blind, ["etcd-1"]);
         assert!(chosen.iter().all(|c| c.gives_new_key().is_ok()));
@@ -227,6 +252,28 @@ mod tests {
         odd.metadata.annotations.as_mut().unwrap().insert("etcd-tls.dev/roles".into(), "peeer".into());
         let said = chosen(&[odd, pod("etcd-1", "etcd", "peer", true)], "prod/etcd-0", None, &[]).unwrap_err();
         assert!(said.contains("annotations of pod prod/etcd-0 cannot be read"), "{said}");
+    }
+
+    /// The command may be older than the cluster: two of three members have an annotation that it does not know.
+    #[test]
+    fn a_member_that_cannot_be_read_is_not_passed_over() {
+        let later = |mut pod: Pod| {
+            pod.metadata.annotations.as_mut().unwrap().insert("etcd-tls.dev/later".into(), "x".into());
+            pod
+        };
+        let read = pod("etcd-2", "etcd", "peer", true);
+        let pods =
+            [later(pod("etcd-0", "etcd", "peer", true)), later(pod("etcd-1", "etcd", "peer", true)), read.clone()];
+        let said = chosen(&pods, "prod/etcd", None, &[]).unwrap_err();
+        assert!(said.contains("annotations of pod prod/etcd-0 cannot be read"), "{said}");
+        assert!(chosen(&pods, "prod/etcd-2", None, &[]).is_ok(), "one pod by its name");
+        let peers = BTreeSet::from([Role::Peer]);
+        let split = |pods: &[Pod]| split(pods, &"prod/etcd".parse().unwrap(), Some(Kind::Cluster), &peers).unwrap();
+        let some = split(&pods);
+        assert_eq!((some.chosen.len(), some.unreadable), (1, vec!["etcd-0".to_owned(), "etcd-1".to_owned()]));
+        assert_eq!(split(&pods[..2]).unreadable.len(), 2, "nobody can be read");
+        let others = [later(pod("app", "etcd", "client", true)), later(pod("b", "other", "peer", true)), read];
+        assert_eq!(split(&others).unreadable, Vec::<String>::new());
     }
 
     #[test]

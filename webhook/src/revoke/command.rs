@@ -156,12 +156,19 @@ fn is_standalone(object: &ConfigMap) -> bool {
 async fn enforced(client: &Client, cluster: &ClusterName, domains: &[Domain]) -> Result<(), Error> {
     match status::opted_in(client, Some(&cluster.namespace)).await {
         Ok(pods) => {
+            let mut results = Vec::new();
             let without = status::without_list(&pods, cluster, domains);
-            if without.is_empty() {
-                Ok(())
-            } else {
-                Err(without.iter().map(|line| operator::plain(line)).collect::<Vec<_>>().join("\n").into())
+            if !without.is_empty() {
+                let lines: Vec<_> = without.iter().map(|line| operator::plain(line)).collect();
+                results.push(Err(lines.join("\n").into()));
             }
+            let unreadable = status::unreadable(&pods, cluster);
+            if !unreadable.is_empty() {
+                let all = unreadable.join(", ");
+                let why = cut::UNREADABLE;
+                results.push(Err(NotSeen(format!("Cannot determine whether pod {all} uses the list: {why}")).into()));
+            }
+            cut::first_of(results)
         }
         Err(refused) => Err(NotSeen(format!(
             "Cannot determine whether all members use the list: {refused}; {}",

@@ -13,12 +13,15 @@ use tokio::time::{Instant, sleep};
 use crate::{
     error::{Error, NotInTime, NotSeen},
     operator::{request_id, say},
-    renew::{self, AnnotatedPod, RenewError},
+    renew::{self, AnnotatedPod, Members, RenewError},
     status::{self, Sidecar},
 };
 
 /// The pause between two looks at the sidecars.
 const POLL: Duration = Duration::from_secs(1);
+/// Why a pod may be a member.
+pub(super) const UNREADABLE: &str = "its annotations cannot be read; use the etcd-tls-webhook of the cluster's version, and see \
+                                     etcd-tls-webhook check pod";
 /// How long a list may take to a member whose sidecar cannot be seen: kubelet brings it within this time.
 const UNSEEN: Duration = Duration::from_secs(2 * 60);
 
@@ -33,7 +36,7 @@ pub(super) async fn cut(
     timeout: Duration,
 ) -> Result<(), Error> {
     let pods = status::opted_in(client, Some(&cluster.namespace)).await?;
-    let (members, blind) = renew::members(&pods, cluster)?;
+    let Members { seeing: members, blind, unreadable } = renew::members(&pods, cluster)?;
     let deadline = Instant::now() + timeout;
     // Before that, who is cut off would be let in again.
     let began = Instant::now();
@@ -86,6 +89,13 @@ pub(super) async fn cut(
     results.extend(failed.map(|refused| Err(refused.into())));
     if !blind.is_empty() {
         results.push(Err(RenewError::Blind(blind.join(", ")).into()));
+    }
+    if !unreadable.is_empty() {
+        let all = unreadable.join(", ");
+        results.push(Err(NotSeen(format!(
+            "Cannot determine whether pod {all} is a member of {cluster}, so it was not restarted: {UNREADABLE}"
+        ))
+        .into()));
     }
     results.extend(not_known(&unseen).map(|unknown| Err(unknown.into())));
     first_of(results)

@@ -12,6 +12,8 @@ use etcd_tls_contract::{
 use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVar, Pod};
 use serde::Serialize;
 
+use super::membership::Membership;
+
 /// A port of etcd that takes client certificates, and whether it refuses those that are revoked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -140,15 +142,24 @@ pub(crate) fn without_list(pods: &[Pod], cluster: &ClusterName, domains: &[Domai
     lines
 }
 
+/// The names of pods among `pods` that may be members of `cluster`, and whose annotations cannot be read.
+pub(crate) fn unreadable(pods: &[Pod], cluster: &ClusterName) -> Vec<String> {
+    let may_be = |pod: &&Pod| match Membership::of(pod, cluster) {
+        Membership::Unreadable { roles } => !is_over(pod) && Membership::may_serve(&roles),
+        Membership::Of(_) | Membership::Other => false,
+    };
+    pods.iter().filter(may_be).filter_map(|pod| pod.metadata.name.clone()).collect()
+}
+
+fn is_over(pod: &Pod) -> bool {
+    matches!(pod.status.as_ref().and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed"))
+}
+
 fn line(pod: &Pod, cluster: &ClusterName, domains: &[Domain]) -> Option<String> {
-    if matches!(pod.status.as_ref().and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed")) {
+    if is_over(pod) {
         return None;
     }
-    // Annotations that admission would have refused are no member's.
-    let settings = Settings::parse(&pod.metadata.annotations.clone().unwrap_or_default()).ok()?;
-    if settings.home(&cluster.namespace) != *cluster {
-        return None;
-    }
+    let Membership::Of(settings) = Membership::of(pod, cluster) else { return None };
     let mut ports = ports(pod, &settings);
     ports.retain(|port| domains.contains(&port.domain));
     let name = pod.metadata.name.as_deref().unwrap_or_default();
@@ -289,6 +300,19 @@ mod tests {
         let mut bare = pod("etcd-0", json!({}), json!({}));
         bare.spec.as_mut().unwrap().init_containers = None;
         assert!(found(bare).unwrap().contains("not injected"));
+    }
+
+    #[test]
+    fn a_member_that_cannot_be_read_is_named_for_itself() {
+        let cluster = ClusterName { namespace: "prod".to_owned(), name: "etcd".to_owned() };
+        let of = |annotations: Value| pod("etcd-0", annotations, json!({}));
+        let mut over = of(json!({"etcd-tls.dev/later": "x"}));
+        over.status = serde_json::from_value(json!({"phase": "Failed"})).unwrap();
+        let client = of(json!({"etcd-tls.dev/later": "x", "etcd-tls.dev/roles": "client"}));
+        assert_eq!(unreadable(&[of(json!({})), over, client], &cluster), Vec::<String>::new());
+        let later = of(json!({"etcd-tls.dev/later": "x"}));
+        assert_eq!(unreadable(std::slice::from_ref(&later), &cluster), ["etcd-0"]);
+        assert_eq!(found(later), None, "nothing is known of its ports");
     }
 
     #[test]
