@@ -14,7 +14,7 @@ use etcd_tls_contract::{
     invalid_value::InvalidValue,
     names::{self, ClusterName},
     renew::Renew,
-    role::Role,
+    role::{Domain, Role},
 };
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
@@ -181,6 +181,11 @@ impl AnnotatedPod {
     /// It cannot be seen.
     pub(crate) async fn look(&self, client: &Client) -> Result<Sidecar, RenewError> {
         look(client, &self.namespace, &self.pod).await
+    }
+
+    /// The domains of which its sidecar keeps a revocation list.
+    pub(crate) fn lists(&self) -> BTreeSet<Domain> {
+        if self.pod.keeps_lists { self.pod.roles.iter().map(|role| role.domain()).collect() } else { BTreeSet::new() }
     }
 
     /// Its name.

@@ -66,6 +66,8 @@ pub(super) struct Chosen {
     pub(super) keeps_key: bool,
     /// True if kubelet renews: its sidecar restarts etcd alone.
     pub(super) of_kubelet: bool,
+    /// True if its sidecar keeps revocation lists.
+    pub(super) keeps_lists: bool,
 }
 
 impl Chosen {
@@ -163,7 +165,8 @@ pub(super) fn split(
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         let keeps_key = settings.key_rotation == KeyRotation::OnCaChange;
         let of_kubelet = settings.is_of_kubelet();
-        chosen.push(Chosen { name, uid, admin_port: settings.admin_port, roles: held, keeps_key, of_kubelet });
+        let (admin_port, keeps_lists) = (settings.admin_port, keeps_lists(pod));
+        chosen.push(Chosen { name, uid, admin_port, roles: held, keeps_key, of_kubelet, keeps_lists });
     }
     chosen.sort_by(|a, b| a.name.cmp(&b.name));
     blind.sort();
@@ -196,6 +199,16 @@ fn sees_annotation(pod: &Pod) -> bool {
             })
     };
     pod.spec.as_ref().and_then(|spec| spec.volumes.as_ref()).into_iter().flatten().any(projects)
+}
+
+/// True if its sidecar is told to keep revocation lists.
+fn keeps_lists(pod: &Pod) -> bool {
+    let spec = pod.spec.iter();
+    let mut containers = spec.flat_map(|spec| spec.init_containers.iter().flatten().chain(&spec.containers));
+    containers.any(|container| {
+        container.name == names::SIDECAR_CONTAINER
+            && container.args.iter().flatten().any(|word| word == "--revocation-lists")
+    })
 }
 
 #[cfg(test)]

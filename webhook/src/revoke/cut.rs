@@ -44,7 +44,7 @@ pub(super) async fn cut(
         let (mut pending, mut unseen) = (Vec::new(), Vec::new());
         for member in &members {
             let seen = member.look(client).await;
-            if late(seen.as_ref(), numbers, began.elapsed()) {
+            if late(seen.as_ref(), numbers, &member.lists(), began.elapsed()) {
                 let what = if seen.is_ok() { "lacks the list" } else { "cannot be seen, and may lack the list" };
                 pending.push(format!("pod {} {what}", member.name()));
             } else if seen.is_err() {
@@ -122,9 +122,14 @@ pub(super) fn first_of(results: Vec<Result<(), Error>>) -> Result<(), Error> {
     Err(first)
 }
 
-/// True if a member that was looked at after this time may lack the lists.
-fn late(seen: Result<&Sidecar, &RenewError>, numbers: &BTreeMap<Domain, u64>, waited: Duration) -> bool {
-    seen.map_or(waited < UNSEEN, |sidecar| !has(sidecar, numbers))
+/// True if a member that keeps lists of the domains `kept`, and was looked at after this time, may lack the lists.
+fn late(
+    seen: Result<&Sidecar, &RenewError>,
+    numbers: &BTreeMap<Domain, u64>,
+    kept: &BTreeSet<Domain>,
+    waited: Duration,
+) -> bool {
+    seen.map_or(waited < UNSEEN, |sidecar| !has(sidecar, numbers, kept))
 }
 
 /// Shows the members' progress until all are done.
@@ -190,9 +195,10 @@ fn progress(seen: Result<Sidecar, RenewError>, id: &str) -> Progress {
     }
 }
 
-/// True if a sidecar has these lists or later ones. One that has none keeps none.
-fn has(sidecar: &Sidecar, numbers: &BTreeMap<Domain, u64>) -> bool {
-    numbers.iter().all(|(domain, number)| sidecar.lists.get(domain).is_none_or(|on_disk| on_disk >= number))
+/// True if a sidecar that keeps lists of the domains `kept` has these or later ones. One that shows none has an empty stand-in.
+fn has(sidecar: &Sidecar, numbers: &BTreeMap<Domain, u64>, kept: &BTreeSet<Domain>) -> bool {
+    let has = |domain, number| sidecar.lists.get(domain).is_some_and(|on_disk| on_disk >= number);
+    numbers.iter().filter(|(domain, _)| kept.contains(domain)).all(|(domain, number)| has(domain, number))
 }
 
 #[cfg(test)]
@@ -222,10 +228,24 @@ mod tests {
         let numbers = BTreeMap::from([(Domain::Client, 7)]);
         let on_disk = |number| Sidecar { lists: BTreeMap::from([(Domain::Client, number)]), ..Sidecar::default() };
         let unseen = RenewError::Blind("etcd-0".to_owned());
-        let after = |seconds| late(Err(&unseen), &numbers, Duration::from_secs(seconds));
+        let kept = BTreeSet::from([Domain::Peer, Domain::Client]);
+        let after = |seconds| late(Err(&unseen), &numbers, &kept, Duration::from_secs(seconds));
         assert!(after(0) && after(119) && !after(120), "kubelet brings it within two minutes");
-        assert!(late(Ok(&on_disk(6)), &numbers, Duration::from_secs(600)));
-        assert!(!late(Ok(&on_disk(7)), &numbers, Duration::ZERO));
-        assert!(has(&on_disk(7), &numbers) && has(&on_disk(8), &numbers) && !has(&on_disk(6), &numbers));
+        assert!(late(Ok(&on_disk(6)), &numbers, &kept, Duration::from_secs(600)));
+        assert!(!late(Ok(&on_disk(7)), &numbers, &kept, Duration::ZERO));
+        let has = |sidecar: &Sidecar| has(sidecar, &numbers, &kept);
+        assert!(has(&on_disk(7)) && has(&on_disk(8)) && !has(&on_disk(6)));
+    }
+
+    /// Before its list is there, a sidecar has an empty stand-in, and shows no number.
+    #[test]
+    fn a_stand_in_is_no_list() {
+        let numbers = BTreeMap::from([(Domain::Peer, 7), (Domain::Client, 7)]);
+        let of = |domains: &[Domain]| domains.iter().copied().collect::<BTreeSet<_>>();
+        let late = |sidecar: &Sidecar, kept| late(Ok(sidecar), &numbers, &of(kept), Duration::ZERO);
+        let peers = Sidecar { lists: BTreeMap::from([(Domain::Peer, 7)]), ..Sidecar::default() };
+        assert!(late(&Sidecar::default(), &[Domain::Peer, Domain::Client]) && late(&peers, &[Domain::Client]));
+        assert!(!late(&peers, &[Domain::Peer]), "it has no other role");
+        assert!(!late(&Sidecar::default(), &[]), "it keeps none: revocation is off");
     }
 }
