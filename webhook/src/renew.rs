@@ -161,10 +161,7 @@ async fn annotate(client: &Client, namespace: &str, pod: &Chosen, value: &str) -
 
 /// A pod whose annotation `renew` was written, for new certificates or a restart of etcd.
 #[derive(Debug)]
-pub(crate) struct AnnotatedPod {
-    namespace: String,
-    pod: Chosen,
-}
+pub(crate) struct AnnotatedPod(Chosen);
 
 impl AnnotatedPod {
     /// The serial numbers of the certificates on its disk.
@@ -180,17 +177,17 @@ impl AnnotatedPod {
     /// # Errors
     /// It cannot be seen.
     pub(crate) async fn look(&self, client: &Client) -> Result<Sidecar, RenewError> {
-        look(client, &self.namespace, &self.pod).await
+        look(client, &self.0.namespace, &self.0).await
     }
 
     /// The domains of which its sidecar keeps a revocation list.
     pub(crate) fn lists(&self) -> BTreeSet<Domain> {
-        if self.pod.keeps_lists { self.pod.roles.iter().map(|role| role.domain()).collect() } else { BTreeSet::new() }
+        if self.0.keeps_lists { self.0.roles.iter().map(|role| role.domain()).collect() } else { BTreeSet::new() }
     }
 
-    /// Its name.
+    /// Its name for people.
     pub(crate) fn name(&self) -> &str {
-        &self.pod.name
+        &self.0.shown
     }
 
     /// Writes the annotation.
@@ -198,7 +195,7 @@ impl AnnotatedPod {
     /// # Errors
     /// No right to.
     pub(crate) async fn annotate(&self, client: &Client, value: &str) -> Result<(), Refused> {
-        annotate(client, &self.namespace, &self.pod, value).await
+        annotate(client, &self.0.namespace, &self.0, value).await
     }
 }
 
@@ -240,7 +237,7 @@ pub(crate) async fn ask(client: &Client, pod: &str, uid: &str, new_key: bool) ->
         pod.gives_new_key()?;
     }
     let renew = Renew { roles: BTreeSet::new(), id: jiff::Timestamp::now().to_string() };
-    let asked = AnnotatedPod { namespace: target.namespace, pod };
+    let asked = AnnotatedPod(pod);
     asked.annotate(client, &renew.to_string()).await?;
     Ok(asked)
 }
@@ -264,8 +261,7 @@ pub(crate) fn members(pods: &[Pod], cluster: &ClusterName) -> Result<Members, Re
     let target = Target { namespace: cluster.namespace.clone(), name: cluster.name.clone() };
     let roles = BTreeSet::from([Role::Peer, Role::Server]);
     let Split { chosen, blind, unreadable } = choose::split(pods, &target, Some(Kind::Cluster), &roles)?;
-    let asked = |pod| AnnotatedPod { namespace: cluster.namespace.clone(), pod };
-    Ok(Members { seeing: chosen.into_iter().map(asked).collect(), blind, unreadable })
+    Ok(Members { seeing: chosen.into_iter().map(AnnotatedPod).collect(), blind, unreadable })
 }
 
 /// The state that the sidecar of `pod` reports.

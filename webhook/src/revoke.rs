@@ -3,6 +3,7 @@
 
 mod command;
 mod cut;
+mod elsewhere;
 mod renewed;
 mod signer;
 
@@ -205,6 +206,10 @@ pub struct Report {
     /// Pods that use certificates that it named and left as they are; some of them where there are many.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub in_use: Vec<InUse>,
+    /// Members outside of the cluster's namespace, as `pod <namespace>/<name>` or `host <username>`; the first ones where there
+    /// are many ([`MOST_IN_USE`]).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub elsewhere: Vec<String>,
     /// Set where the record lacked valid certificates when it was answered: those that were issued before then, in seconds of the
     /// Unix epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -34,7 +34,7 @@ mod trouble;
 
 pub(crate) use gather::{OnePod, PodReport, namespace, opted_in, pod};
 pub(crate) use lists::{sentence, unlisted, unreadable, without_list};
-pub(crate) use membership::Membership;
+pub(crate) use membership::{Membership, name};
 pub(crate) use metrics::{Certificate, Sidecar};
 pub(crate) use proxy::ask;
 use render::{Output, Screen};

@@ -12,7 +12,7 @@ use etcd_tls_contract::{
 use k8s_openapi::api::core::v1::{Pod, Volume};
 
 use super::RenewError;
-use crate::status::Membership;
+use crate::status::{self, Membership};
 
 /// `<namespace>/<name>` of a pod or of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,8 +54,12 @@ pub(super) enum Kind {
 /// A pod that is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Chosen {
+    /// `metadata.namespace`.
+    pub(super) namespace: String,
     /// `metadata.name`.
     pub(super) name: String,
+    /// The same for people, with the namespace where the cluster is in another one.
+    pub(super) shown: String,
     /// `metadata.uid`.
     pub(super) uid: String,
     /// Where its sidecar shows its metrics.
@@ -130,7 +134,7 @@ pub(super) fn split(
         match Membership::of(pod, &home) {
             Membership::Of(_) => members.push(pod),
             Membership::Unreadable { roles: held } if roles.is_empty() || !held.is_disjoint(roles) => {
-                unreadable.push(pod.metadata.name.clone().unwrap_or_default());
+                unreadable.push(status::name(pod, &home));
             }
             Membership::Unreadable { .. } | Membership::Other => {}
         }
@@ -159,14 +163,26 @@ pub(super) fn split(
             continue;
         }
         if !sees_annotation(pod) {
-            blind.push(name);
+            blind.push(status::name(pod, &home));
             continue;
         }
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         let keeps_key = settings.key_rotation == KeyRotation::OnCaChange;
         let of_kubelet = settings.is_of_kubelet();
         let (admin_port, keeps_lists) = (settings.admin_port, keeps_lists(pod));
-        chosen.push(Chosen { name, uid, admin_port, roles: held, keeps_key, of_kubelet, keeps_lists });
+        let namespace = pod.metadata.namespace.clone().unwrap_or_else(|| target.namespace.clone());
+        let shown = status::name(pod, &home);
+        chosen.push(Chosen {
+            namespace,
+            name,
+            shown,
+            uid,
+            admin_port,
+            roles: held,
+            keeps_key,
+            of_kubelet,
+            keeps_lists,
+        });
     }
     chosen.sort_by(|a, b| a.name.cmp(&b.name));
     blind.sort();

@@ -1,7 +1,11 @@
 //! `etcd-tls-webhook revoke <namespace>/<cluster>`: has the signer revoke a certificate, or shows what is revoked. It runs with
 //! the caller's kubeconfig and needs only `get` and `patch` on the cluster's trust ConfigMap, and the marker right.
 
-use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    time::Duration,
+};
 
 use etcd_tls_contract::{
     crl::{self, Crl, NoSerial, Reason},
@@ -11,7 +15,13 @@ use etcd_tls_contract::{
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client};
 
-use super::{Action, Report, STANDALONE_ANNOTATION, Selector, cut, renewed, signer::Signer, status_annotation};
+use super::{
+    Action, Report, STANDALONE_ANNOTATION, Selector, cut,
+    elsewhere::{self, Around},
+    renewed,
+    signer::Signer,
+    status_annotation,
+};
 use crate::{
     error::{Error, NotSeen},
     operator::{self, Cluster, say, trust_map},
@@ -120,11 +130,11 @@ impl Args {
         if cut {
             let lists = published(&trust_map::read(&api, &name).await?);
             let numbers = lists.into_iter().map(|(domain, list)| (domain, list.number())).collect();
-            results.push(cut::cut(&client, &cluster, &numbers, timeout).await);
+            results.push(cut::cut(&client, &cluster, &numbers, &said.elsewhere, timeout).await);
         } else {
             say("Connections that exist stay until they end.")?;
         }
-        results.push(enforced(&client, &cluster, &domains).await);
+        results.push(enforced(&client, &cluster, &domains, &said.elsewhere).await);
         results.extend(maybe_more);
         cut::first_of(results)
     }
@@ -145,6 +155,10 @@ const EFFECT_ON_HOSTS: &str = "Members refuse new connections with it as soon as
                                their etcd has --client-crl-file and --peer-crl-file. Connections that exist stay until they \
                                end. The signer takes no request with it.";
 
+/// Of members that are no pods.
+const OF_HOST: &str =
+    "no pod, so nothing tells here whether its etcd reads the list: it needs --client-crl-file and --peer-crl-file";
+
 fn is_standalone(object: &ConfigMap) -> bool {
     object.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(STANDALONE_ANNOTATION))
 }
@@ -153,9 +167,17 @@ fn is_standalone(object: &ConfigMap) -> bool {
 ///
 /// # Errors
 /// There are some, or they cannot be determined.
-async fn enforced(client: &Client, cluster: &ClusterName, domains: &[Domain]) -> Result<(), Error> {
-    match status::opted_in(client, Some(&cluster.namespace)).await {
-        Ok(pods) => {
+async fn enforced(
+    client: &Client,
+    cluster: &ClusterName,
+    domains: &[Domain],
+    elsewhere: &BTreeSet<String>,
+) -> Result<(), Error> {
+    match elsewhere::look(client, cluster, elsewhere).await {
+        Ok(Around { pods, unread, hosts }) => {
+            if !hosts.is_empty() {
+                say(&format!("{}: {OF_HOST}", hosts.join(", ")))?;
+            }
             let mut results = Vec::new();
             let without = status::without_list(&pods, cluster, domains);
             if !without.is_empty() {
@@ -167,6 +189,10 @@ async fn enforced(client: &Client, cluster: &ClusterName, domains: &[Domain]) ->
                 let all = unreadable.join(", ");
                 let why = cut::UNREADABLE;
                 results.push(Err(NotSeen(format!("Cannot determine whether pod {all} uses the list: {why}")).into()));
+            }
+            if !unread.is_empty() {
+                let all = unread.join("; ");
+                results.push(Err(NotSeen(format!("Cannot determine whether all members use the list: {all}")).into()));
             }
             cut::first_of(results)
         }

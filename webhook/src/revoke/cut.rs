@@ -10,11 +10,12 @@ use etcd_tls_contract::{names::ClusterName, renew::restart, role::Domain};
 use kube::Client;
 use tokio::time::{Instant, sleep};
 
+use super::elsewhere::{self, Around};
 use crate::{
     error::{Error, NotInTime, NotSeen},
     operator::{request_id, say},
     renew::{self, AnnotatedPod, Members, RenewError},
-    status::{self, Sidecar},
+    status::Sidecar,
 };
 
 /// The pause between two looks at the sidecars.
@@ -33,9 +34,10 @@ pub(super) async fn cut(
     client: &Client,
     cluster: &ClusterName,
     numbers: &BTreeMap<Domain, u64>,
+    elsewhere: &BTreeSet<String>,
     timeout: Duration,
 ) -> Result<(), Error> {
-    let pods = status::opted_in(client, Some(&cluster.namespace)).await?;
+    let Around { pods, unread, hosts } = elsewhere::look(client, cluster, elsewhere).await?;
     let Members { seeing: members, blind, unreadable } = renew::members(&pods, cluster)?;
     let deadline = Instant::now() + timeout;
     // Before that, who is cut off would be let in again.
@@ -96,6 +98,16 @@ pub(super) async fn cut(
             "Cannot determine whether pod {all} is a member of {cluster}, so it was not restarted: {UNREADABLE}"
         ))
         .into()));
+    }
+    if !unread.is_empty() {
+        let all = unread.join("; ");
+        results.push(Err(NotSeen(format!("Members outside of the namespace were not restarted: {all}")).into()));
+    }
+    if !hosts.is_empty() {
+        let all = hosts.join(", ");
+        results.push(Err(
+            NotSeen(format!("{all}: no pod, so not restarted. Restart its etcd to end its connections")).into()
+        ));
     }
     results.extend(not_known(&unseen).map(|unknown| Err(unknown.into())));
     first_of(results)

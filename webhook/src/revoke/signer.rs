@@ -1,6 +1,9 @@
 //! The signer, as it is asked by annotations of the trust ConfigMap, and what it says.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use etcd_tls_contract::{crl::Reason, names, role::Domain};
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -77,6 +80,8 @@ pub(super) struct SignerAnswers {
     pub(super) in_use: Vec<InUse>,
     /// True if an authority named as many pods as it can, so that others may use it, too.
     pub(super) more_in_use: bool,
+    /// [`Report::elsewhere`], of all authorities.
+    pub(super) elsewhere: BTreeSet<String>,
     /// [`Report::lacked_before`], of any authority.
     pub(super) lacked_before: Option<u64>,
 }
@@ -99,7 +104,7 @@ impl SignerAnswers {
             }
         }
         (self.at, self.in_use, self.more_in_use) = (self.at.or(next.at), next.in_use, next.more_in_use);
-        self.lacked_before = next.lacked_before;
+        (self.elsewhere, self.lacked_before) = (next.elsewhere, next.lacked_before);
     }
 
     /// A line for each domain and answer.
@@ -120,10 +125,12 @@ fn answered(object: &ConfigMap, domains: &[Domain], request: &Request, force: bo
     let mut in_use: BTreeMap<String, InUse> = BTreeMap::new();
     for domain in domains {
         let text = object.metadata.annotations.as_ref()?.get(&status_annotation(*domain))?;
-        let Report { answer, count, at, in_use: of_domain, lacked_before, .. } = serde_json::from_str(text).ok()?;
+        let Report { answer, count, at, in_use: of_domain, elsewhere, lacked_before, .. } =
+            serde_json::from_str(text).ok()?;
         let answer = answer.filter(|answer| answer.id == request.id)?;
         said.count += count;
         said.lacked_before = said.lacked_before.max(lacked_before);
+        said.elsewhere.extend(elsewhere);
         // 0 is what a signer of an earlier version says for another cluster's authority.
         let at = at.filter(|at| *at > 0);
         said.at = said.at.into_iter().chain(at).min();
@@ -148,8 +155,6 @@ fn answered(object: &ConfigMap, domains: &[Domain], request: &Request, force: bo
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-
-    use std::collections::BTreeSet;
 
     use super::*;
     fn request() -> Request {
@@ -209,6 +214,16 @@ mod tests {
         assert_eq!(said([lacking(Some(120)), lacking(Some(60))], false).lacked_before, Some(120));
         all.add(said([lacking(None), lacking(None)], false));
         assert_eq!(all.lacked_before, None);
+    }
+
+    #[test]
+    fn members_elsewhere_of_any_authority_are_told() {
+        let of = |names: &[&str]| Report {
+            elsewhere: names.iter().map(|&name| name.to_owned()).collect(),
+            ..accepted(7, &[])
+        };
+        let all = said([of(&["pod b/etcd-0"]), of(&["host m1", "pod b/etcd-0"])], false);
+        assert_eq!(all.elsewhere, BTreeSet::from(["host m1".to_owned(), "pod b/etcd-0".to_owned()]));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use etcd_tls_contract::{
 use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVar, Pod};
 use serde::Serialize;
 
-use super::membership::Membership;
+use super::membership::{self, Membership};
 
 /// A port of etcd that takes client certificates, and whether it refuses those that are revoked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -134,7 +134,7 @@ fn has_config_file(pod: &Pod) -> bool {
     })
 }
 
-/// A line for each member of `cluster` among `pods` (those of its namespace that have opted in) on which a port takes certificates
+/// A line for each member of `cluster` among `pods` (that have opted in) on which a port takes certificates
 /// that `domains` have revoked, and why.
 pub(crate) fn without_list(pods: &[Pod], cluster: &ClusterName, domains: &[Domain]) -> Vec<String> {
     let mut lines: Vec<String> = pods.iter().filter_map(|pod| line(pod, cluster, domains)).collect();
@@ -148,7 +148,7 @@ pub(crate) fn unreadable(pods: &[Pod], cluster: &ClusterName) -> Vec<String> {
         Membership::Unreadable { roles } => !is_over(pod) && Membership::may_serve(&roles),
         Membership::Of(_) | Membership::Other => false,
     };
-    pods.iter().filter(may_be).filter_map(|pod| pod.metadata.name.clone()).collect()
+    pods.iter().filter(may_be).map(|pod| membership::name(pod, cluster)).collect()
 }
 
 fn is_over(pod: &Pod) -> bool {
@@ -162,7 +162,7 @@ fn line(pod: &Pod, cluster: &ClusterName, domains: &[Domain]) -> Option<String> 
     let Membership::Of(settings) = Membership::of(pod, cluster) else { return None };
     let mut ports = ports(pod, &settings);
     ports.retain(|port| domains.contains(&port.domain));
-    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    let name = membership::name(pod, cluster);
     sentence(&ports).map(|sentence| format!("pod {name} {sentence}"))
 }
 

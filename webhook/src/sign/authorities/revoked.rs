@@ -7,7 +7,10 @@ use std::{
     time::SystemTime,
 };
 
-use etcd_tls_contract::crl::{Crl, Reason};
+use etcd_tls_contract::{
+    crl::{Crl, Reason},
+    role::Role,
+};
 use k8s_openapi::ByteString;
 use serde::{Deserialize, Serialize};
 
@@ -79,13 +82,15 @@ struct Text {
     count: usize,
     at: u64,
     in_use: Vec<InUse>,
+    elsewhere: Vec<String>,
     lacked_before: Option<u64>,
 }
 
 impl From<Text> for Record {
     fn from(text: Text) -> Self {
-        let Text { number, signed_by, entries, barred, keys, answer, count, at, in_use, lacked_before } = text;
-        let answered = answer.map(|answer| Box::new(Answered { answer, count, at, in_use, lacked_before }));
+        let Text { number, signed_by, entries, barred, keys, answer, count, at, in_use, elsewhere, lacked_before } =
+            text;
+        let answered = answer.map(|answer| Box::new(Answered { answer, count, at, in_use, elsewhere, lacked_before }));
         Self { number, signed_by, entries, barred, keys, answered }
     }
 }
@@ -103,6 +108,9 @@ struct Answered {
     /// Pods that use what it named and left.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     in_use: Vec<InUse>,
+    /// [`Report::elsewhere`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    elsewhere: Vec<String>,
     /// [`Report::lacked_before`].
     #[serde(skip_serializing_if = "Option::is_none")]
     lacked_before: Option<u64>,
@@ -194,12 +202,14 @@ impl Revoked {
 
     /// The report on the last request.
     pub(crate) fn report(&self) -> Option<Report> {
-        let Answered { answer, count, at, in_use, lacked_before } = Answered::clone(self.record.answered.as_ref()?);
+        let Answered { answer, count, at, in_use, elsewhere, lacked_before } =
+            Answered::clone(self.record.answered.as_ref()?);
         Some(Report {
             answer: Some(answer),
             count,
             at: Some(at),
             in_use,
+            elsewhere,
             lacked_before,
             lacks_before: None,
             whose: BTreeMap::new(),
@@ -407,15 +417,17 @@ impl Revoked {
             }
         };
         let (at, lacked_before) = (seconds(now), known.issued.lacks_before(now));
-        self.record.answered = Some(Box::new(Answered { answer, count, at, in_use, lacked_before }));
+        let elsewhere = elsewhere(known);
+        self.record.answered = Some(Box::new(Answered { answer, count, at, in_use, elsewhere, lacked_before }));
         objected
     }
 
     /// Changes nothing, and says why.
     pub(crate) fn leave(&mut self, request: &Request, why: &str, now: SystemTime) {
         let (answer, at) = (request.refused(why), seconds(now));
+        let (in_use, elsewhere) = (Vec::new(), Vec::new());
         self.record.answered =
-            Some(Box::new(Answered { answer, count: 0, at, in_use: Vec::new(), lacked_before: None }));
+            Some(Box::new(Answered { answer, count: 0, at, in_use, elsewhere, lacked_before: None }));
     }
 
     /// True if the last request was refused.
@@ -484,6 +496,22 @@ fn left(named: &mut BTreeMap<String, Option<SystemTime>>, known: &Known<'_>, now
     in_use.sort();
     in_use.truncate(MOST_IN_USE);
     in_use
+}
+
+/// [`Report::elsewhere`].
+fn elsewhere(known: &Known<'_>) -> Vec<String> {
+    let serves = known.live.iter().filter(|pod| pod.roles.contains(&Role::Peer) || pod.roles.contains(&Role::Server));
+    let outside = serves.filter_map(|pod| {
+        let namespace = pod.name.split_once('/').map(|(namespace, _)| namespace);
+        match pod.name.strip_prefix("of host ").filter(|_| is_host(&pod.uid)) {
+            Some(host) => Some(format!("host {host}")),
+            None => (namespace != Some(known.namespace)).then(|| format!("pod {}", pod.name)),
+        }
+    });
+    let mut all: Vec<String> = outside.collect();
+    all.sort_unstable();
+    all.truncate(MOST_IN_USE);
+    all
 }
 
 /// Tells of pods that use a certificate that is revoked now: they get another one with their next renewal.

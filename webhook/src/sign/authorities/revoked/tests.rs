@@ -360,6 +360,29 @@ fn a_pod_that_lives_is_barred_also_where_it_holds_no_certificate() {
     assert_eq!(revoked.report().unwrap().count, 0, "no such pod lives");
 }
 
+/// The command looks at the pods of the cluster's namespace; policy may let members live elsewhere.
+#[test]
+fn the_report_names_the_members_outside_of_the_namespace() {
+    let member = |uid: &str, name: &str, role: Role| LivePod {
+        uid: uid.to_owned(),
+        name: name.to_owned(),
+        roles: BTreeSet::from([role]),
+        of_kubelet: false,
+    };
+    let live = [
+        member("1", "team-a/etcd-9", Role::Server),
+        member("2", "prod/etcd-0", Role::Peer),
+        member("3", "web/app-0", Role::Client),
+        member("host:system:node:m1", "of host system:node:m1", Role::Peer),
+    ];
+    let issued = Issued::default();
+    let mut revoked = Revoked::default();
+    let known = Known { live: &live, ..known(&issued, true, now() + DAY) };
+    revoked.take(&ask(Action::Add, "4f0a"), &known, now());
+    let revoked = killed_and_read_back(&revoked);
+    assert_eq!(revoked.report().unwrap().elsewhere, ["host system:node:m1", "pod team-a/etcd-9"]);
+}
+
 /// A pod that keeps its key has several certificates of it; whoever has the key can use each.
 #[test]
 fn a_compromised_key_is_revoked_with_all_its_certificates_and_gets_no_other() {
