@@ -20,7 +20,7 @@ use super::{
     watch::{Progress, is_over},
 };
 use crate::{
-    error::{Error, with_causes},
+    error::{Error, NotSeen, with_causes},
     operator::{Cluster, note, request_id, say, trust_map},
     screen,
 };
@@ -74,14 +74,19 @@ impl Args {
         let name = cluster.trust_config_map(&cluster.namespace);
         let trust = Trust { api: Api::namespaced(client, &cluster.namespace), name };
         // Refuses a cluster that is not there, before anything is written.
-        let reports = trust.reports(domain.as_ref().map_or(&Domain::ALL, std::slice::from_ref)).await?;
+        let object = trust_map::read(&trust.api, &trust.name).await?;
+        let reports = trust.reports_of(&object, domain.as_ref().map_or(&Domain::ALL, std::slice::from_ref))?;
+        let untold = if domain.is_none() { unreported(&object, &reports) } else { Vec::new() };
         if status {
             for (domain, report) in &reports {
                 let text = describe(&format!("{cluster} {domain}"), report);
                 say(&screen::wrapped_lines(&text, screen::width()))?;
             }
             let domains: Vec<Domain> = reports.into_iter().map(|(domain, _)| domain).collect();
-            return if follow { trust.watch(&domains).await } else { Ok(()) };
+            if follow {
+                trust.watch(&domains).await?;
+            }
+            return not_seen(&cluster, &untold);
         }
         let action = match (abort, confirm_clients, force) {
             (true, ..) => Action::Abort,
@@ -126,8 +131,36 @@ impl Args {
         if follow && !accepted.is_empty() {
             trust.watch(&accepted).await?;
         }
-        if failures.is_empty() { Ok(()) } else { Err(failures.join("\n").into()) }
+        if failures.is_empty() {
+            return not_seen(&cluster, &untold);
+        }
+        if let Err(untold) = not_seen(&cluster, &untold) {
+            note(&untold.to_string())?;
+        }
+        Err(failures.join("\n").into())
     }
+}
+
+/// The CAs of a trust ConfigMap of which there is no report, nor one of another CA with the same bundle: by policy, that one signs.
+fn unreported(object: &ConfigMap, reports: &[(Domain, Report)]) -> Vec<Domain> {
+    let bundle = |domain: Domain| object.data.as_ref()?.get(domain.trust_key());
+    let is_told = |domain: Domain| reports.iter().any(|(of, _)| *of == domain || bundle(*of) == bundle(domain));
+    Domain::ALL.into_iter().filter(|domain| bundle(*domain).is_some() && !is_told(*domain)).collect()
+}
+
+/// # Errors
+/// There is such a CA.
+fn not_seen(cluster: &ClusterName, silent: &[Domain]) -> Result<(), Error> {
+    if silent.is_empty() {
+        return Ok(());
+    }
+    let all = silent.iter().map(|domain| domain.as_str()).collect::<Vec<_>>().join(", ");
+    Err(NotSeen(format!(
+        "{cluster} {all}: left out, as the signer says nothing of this CA. By policy another cluster's signs, or the signer has not \
+         reported yet, or cannot: see the log of deployment etcd-tls-sign in {}",
+        names::SYSTEM_NAMESPACE
+    ))
+    .into())
 }
 
 /// The domains that a request is for: the one that the operator names, or all for which the step is possible now.
@@ -168,12 +201,15 @@ struct Trust {
 impl Trust {
     /// The report on each of `wanted` that has one.
     async fn reports(&self, wanted: &[Domain]) -> Result<Vec<(Domain, Report)>, Error> {
+        self.reports_of(&trust_map::read(&self.api, &self.name).await?, wanted)
+    }
+
+    fn reports_of(&self, object: &ConfigMap, wanted: &[Domain]) -> Result<Vec<(Domain, Report)>, Error> {
         let name = &self.name;
-        let object = trust_map::read(&self.api, name).await?;
-        let annotations = object.metadata.annotations.unwrap_or_default();
+        let annotation = |domain: Domain| object.metadata.annotations.as_ref()?.get(&status_annotation(domain));
         let mut reports = Vec::new();
         for domain in wanted {
-            let Some(text) = annotations.get(&status_annotation(*domain)) else { continue };
+            let Some(text) = annotation(*domain) else { continue };
             let report = serde_json::from_str(text)
                 .map_err(|e| format!("the signer's report on ConfigMap {name} cannot be read: {e}"))?;
             reports.push((*domain, report));
@@ -378,6 +414,32 @@ mod tests {
         );
         let under_way = of(Action::Start, None, &all).unwrap_err();
         assert!(under_way.starts_with("no CA of this cluster is stable: peer is published"), "{under_way}");
+    }
+
+    #[test]
+    fn a_ca_without_a_report_is_named() {
+        let object = |metrics: &str| ConfigMap {
+            data: Some(
+                [("peer", "P"), ("client", "C"), ("metrics", metrics)]
+                    .map(|(domain, pem)| (domain.parse::<Domain>().unwrap().trust_key().to_owned(), pem.to_owned()))
+                    .into(),
+            ),
+            ..ConfigMap::default()
+        };
+        let of = |metrics: &str, domains: &[Domain]| {
+            let reports: Vec<_> = domains.iter().map(|domain| (*domain, Report::new(None, &[], None))).collect();
+            unreported(&object(metrics), &reports)
+        };
+        let (peer, client, metrics) = (Domain::Peer, Domain::Client, Domain::Metrics);
+        assert_eq!(of("C", &[client]), [peer]);
+        assert_eq!(of("C", &[peer, client]), [], "the CA for clients is that of metrics");
+        assert_eq!(of("M", &[peer, client]), [metrics], "a CA of its own");
+        assert_eq!(of("M", &Domain::ALL), []);
+        assert_eq!(unreported(&ConfigMap::default(), &[]), []);
+        let cluster: ClusterName = "prod/etcd".parse().unwrap();
+        assert!(not_seen(&cluster, &[]).is_ok());
+        let error = not_seen(&cluster, &[peer]).unwrap_err();
+        assert!(error.downcast_ref::<NotSeen>().is_some() && error.to_string().starts_with("prod/etcd peer: "));
     }
 
     #[test]
