@@ -34,8 +34,7 @@ pub(super) async fn look(client: &Client, system: &str) -> Vec<Finding> {
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), system);
     let decides = match within(deployments.get_opt("etcd-tls-approve")).await {
         Ok(found) => found.is_some_and(|found| arguments(&found).any(|word| word.starts_with(ARGUMENT))),
-        // `check` says elsewhere that it may not read Deployments.
-        Err(_) => false,
+        Err(error) => return vec![unseen(SUBJECT, Right::new("get", "deployments.apps", Some(system)), error, SEE)],
     };
     if !decides {
         return Vec::new();
@@ -129,6 +128,24 @@ mod tests {
             "spec": {"selector": {}, "template": {"spec": {"containers": [{"name": "c", "args": arguments}]}}},
         }))
         .unwrap()
+    }
+
+    /// Without an answer, nobody knows whether `approve` decides about requests.
+    #[tokio::test]
+    async fn a_deployment_that_cannot_be_read_leaves_it_unknown() {
+        let answer = |code: u16, reason: &str| {
+            let status =
+                json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason});
+            let server = tower::service_fn(move |_: hyper::Request<kube::client::Body>| {
+                let body = http_body_util::Full::new(hyper::body::Bytes::from(status.to_string()));
+                std::future::ready(hyper::Response::builder().status(code).body(body))
+            });
+            Client::new(server, "default")
+        };
+        let findings = look(&answer(403, "Forbidden"), "etcd-tls-system").await;
+        assert_eq!(findings.iter().map(|finding| finding.state).collect::<Vec<_>>(), [State::Unknown]);
+        assert!(findings[0].reason.contains("cannot get deployments.apps in namespace etcd-tls-system"));
+        assert!(look(&answer(404, "NotFound"), "etcd-tls-system").await.is_empty(), "there is no approve");
     }
 
     #[test]
