@@ -99,12 +99,17 @@ async fn configuration(client: &Client) -> Vec<Finding> {
     {
         return findings;
     }
+    let live = live.map(|live| live.webhooks.unwrap_or_default());
+    judge_configuration(subject, live.as_deref(), &shipped())
+}
+
+/// The entries of the manifests.
+fn shipped() -> Vec<MutatingWebhook> {
     let shipped: Option<MutatingWebhookConfiguration> = include_str!("../../../manifests/webhook.yaml")
         .split("\n---\n")
         .next()
         .and_then(|document| serde_saphyr::from_str(document).ok());
-    let webhooks = |of: Option<MutatingWebhookConfiguration>| of.and_then(|c| c.webhooks).unwrap_or_default();
-    judge_configuration(subject, live.map(|live| webhooks(Some(live))).as_deref(), &webhooks(shipped))
+    shipped.and_then(|configuration| configuration.webhooks).unwrap_or_default()
 }
 
 fn judge_configuration(subject: &str, live: Option<&[MutatingWebhook]>, shipped: &[MutatingWebhook]) -> Vec<Finding> {
@@ -135,11 +140,47 @@ fn judge_configuration(subject: &str, live: Option<&[MutatingWebhook]>, shipped:
                 APPLY.to_owned(),
             ));
         }
+        let changed = changed(found, webhook);
+        if !changed.is_empty() {
+            let reason = format!(
+                "{name} does not have the {} that is shipped: the API server may pass pods that have opted in by it",
+                changed.join(", ")
+            );
+            findings.push(bad(State::Attention, reason, APPLY.to_owned()));
+        }
+    }
+    let bundles = live.iter().filter(|live| shipped.iter().any(|webhook| webhook.name == live.name));
+    let bundles: Vec<_> = bundles.filter_map(|webhook| webhook.client_config.ca_bundle.as_ref()).collect();
+    if bundles.windows(2).any(|two| two[0] != two[1]) {
+        let reason = "its entries have different caBundles: sign writes the same one into each".to_owned();
+        findings.push(bad(
+            State::Attention,
+            reason,
+            format!("kubectl -n {SYSTEM_NAMESPACE} logs deploy/etcd-tls-sign"),
+        ));
     }
     if findings.is_empty() {
         findings.push(Finding::ok(subject, format!("{} entries with their caBundle", shipped.len()), SEE_WEBHOOK));
     }
     findings
+}
+
+/// The fields of an entry that say of which pods the API server asks, and whom, where they are not as shipped.
+fn changed(live: &MutatingWebhook, shipped: &MutatingWebhook) -> Vec<&'static str> {
+    let same = [
+        ("rules", live.rules == shipped.rules),
+        ("namespaceSelector", live.namespace_selector == shipped.namespace_selector),
+        ("objectSelector", live.object_selector == shipped.object_selector),
+        ("matchConditions", live.match_conditions == shipped.match_conditions),
+        ("matchPolicy", live.match_policy == shipped.match_policy),
+        ("reinvocationPolicy", live.reinvocation_policy == shipped.reinvocation_policy),
+        // Who gives a URL runs `admit` elsewhere.
+        (
+            "clientConfig.service",
+            live.client_config.url.is_some() || live.client_config.service == shipped.client_config.service,
+        ),
+    ];
+    same.into_iter().filter(|(_, same)| !same).map(|(field, _)| field).collect()
 }
 
 /// Creates a pod as a dry run: the API server asks `admit`, or injects by its policies, and stores nothing. The pod states its
@@ -391,6 +432,43 @@ mod tests {
         assert!(judge(Some(&[good[0].clone(), webhook("b", "Ignore", None)]))[0].1.contains("b has no caBundle"));
         let weak = [webhook("a", "Ignore", Some("eA==")), good[1].clone()];
         assert_eq!(judge(Some(&weak))[0].0, State::Attention);
+        let other_bundle = [good[0].clone(), webhook("b", "Ignore", Some("eQ=="))];
+        assert!(judge(Some(&other_bundle))[0].1.contains("different caBundles"));
+    }
+
+    /// The dry run tries one entry; of the others, only what they select tells whether they are asked.
+    #[test]
+    fn an_entry_that_selects_other_pods_is_told_by_the_field() {
+        let shipped = shipped();
+        let with = |change: fn(&mut MutatingWebhook)| {
+            let mut live = shipped.clone();
+            for webhook in &mut live {
+                webhook.client_config.ca_bundle = Some(k8s_openapi::ByteString(b"x".to_vec()));
+            }
+            change(&mut live[0]);
+            let findings = judge_configuration("w", Some(&live), &shipped);
+            findings.into_iter().map(|finding| (finding.state, finding.reason)).collect::<Vec<_>>()
+        };
+        assert_eq!(with(|_| ())[0].0, State::Ok);
+        let changes: [(&str, fn(&mut MutatingWebhook)); 5] = [
+            ("namespaceSelector", |webhook| {
+                let selector = webhook.namespace_selector.get_or_insert_default();
+                selector.match_labels.get_or_insert_default().insert("team".to_owned(), "a".to_owned());
+            }),
+            ("objectSelector", |webhook| webhook.object_selector = None),
+            ("rules", |webhook| webhook.rules = None),
+            ("matchConditions", |webhook| webhook.match_conditions.get_or_insert_default().truncate(1)),
+            ("clientConfig.service", |webhook| {
+                webhook.client_config.service.get_or_insert_default().name = "other".to_owned();
+            }),
+        ];
+        for (field, change) in changes {
+            let said = with(change);
+            assert!(
+                said.len() == 1 && said[0].0 == State::Attention && said[0].1.contains(&format!("the {field} that")),
+                "{field}: {said:?}"
+            );
+        }
     }
 
     #[test]
