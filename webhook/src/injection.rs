@@ -11,7 +11,7 @@
 //! checks, mesh                                                       (decide)
 //! pod, parts, present  what the pod gets; what of it is there already
 //! resources            what its own resources leave room for
-//! told                 what a live member's etcd is told, for `check pod`
+//! told                 what a live member's etcd is told, for `check pod` and `status`
 //! patch                the `add` operations                          (apply)
 //! cel                  the same as admission policies, for pods that state their options
 //! ```
@@ -44,7 +44,7 @@ mod view;
 
 pub(crate) use self::{
     environment::{STATE_ENV, STATE_NONE},
-    told::{Told, told},
+    told::{Told, ToldList, list_option, told, told_lists},
 };
 
 use std::collections::BTreeSet;

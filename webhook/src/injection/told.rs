@@ -34,6 +34,55 @@ pub(crate) struct Told {
 /// # Errors
 /// The pod cannot be read: each reason.
 pub(crate) fn told(pod: &Value, settings: &Settings, namespace: &str) -> Result<Vec<Told>, Vec<String>> {
+    each_role(pod, settings, namespace, |target, role| of_role(target, role, settings))
+}
+
+/// What a member's etcd is told of the revocation list of a role.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ToldList {
+    /// It has the sidecar's.
+    Ours,
+    /// It has another one, or none that the pod shows.
+    NotOurs,
+    /// It has one, and the pod does not show which: why.
+    Unseen(String),
+}
+
+/// The same for each container of the pod that runs etcd, by role.
+///
+/// # Errors
+/// The pod cannot be read: each reason.
+pub(crate) fn told_lists(
+    pod: &Value,
+    settings: &Settings,
+    namespace: &str,
+) -> Result<Vec<(Role, ToldList)>, Vec<String>> {
+    each_role(pod, settings, namespace, |target, role| (role, list_of_role(target, role, settings)))
+}
+
+/// The option of etcd that names the revocation list of a role.
+pub(crate) const fn list_option(role: Role) -> &'static str {
+    if matches!(role, Role::Peer) { "peer-crl-file" } else { "client-crl-file" }
+}
+
+fn list_of_role(target: &Target<'_>, role: Role, settings: &Settings) -> ToldList {
+    let option = list_option(role);
+    match urls::setting(&target.options, option) {
+        Some(Setting::Text(text)) if text == environment::path(&settings.mount_path, role, names::CRL_FILE) => {
+            ToldList::Ours
+        }
+        Some(Setting::Text(_)) | None => ToldList::NotOurs,
+        Some(Setting::Open(text)) => ToldList::Unseen(format!("--{option} is {}", quoted(&text))),
+        Some(Setting::Unknown) => ToldList::Unseen(format!("--{option} is a value that is not written in the pod")),
+    }
+}
+
+fn each_role<T>(
+    pod: &Value,
+    settings: &Settings,
+    namespace: &str,
+    read: impl Fn(&Target<'_>, Role) -> T,
+) -> Result<Vec<T>, Vec<String>> {
     let raw = json::borrowed(pod);
     let pod = Pod::read(&raw).map_err(|error| error.problems)?;
     let config = Config::default();
@@ -46,7 +95,7 @@ pub(crate) fn told(pod: &Value, settings: &Settings, namespace: &str) -> Result<
     let each = targets.iter().flat_map(|target| target.roles.iter().map(move |role| (target, *role)));
     Ok(each
         .filter(|(_, role)| matches!(role, Role::Peer | Role::Server))
-        .map(|(target, role)| of_role(target, role, settings))
+        .map(|(target, role)| read(target, role))
         .collect())
 }
 

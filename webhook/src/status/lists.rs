@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVar, Pod};
 use serde::Serialize;
 
 use super::membership::{self, Membership};
+use crate::injection::{self, ToldList, list_option};
 
 /// A port of etcd that takes client certificates, and whether it refuses those that are revoked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -39,13 +40,17 @@ pub(crate) struct Port {
 pub(crate) fn ports(pod: &Pod, settings: &Settings) -> Vec<Port> {
     let all = [(Domain::Peer, Role::Peer, "peer"), (Domain::Client, Role::Server, "client")];
     let serves = all.into_iter().filter(|(_, role, _)| settings.roles.contains(role));
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let told = serde_json::to_value(pod).ok().and_then(|pod| injection::told_lists(&pod, settings, namespace).ok());
     serves
         .map(|(domain, role, port)| {
             let (reason, unmeant) = match unreached(pod, settings) {
                 Some((reason, unmeant)) => (Some(reason), unmeant),
                 None if has_config_file(pod) => (Some(of_config_file()), settings.options != OptionsMode::None),
-                None if is_told(pod, role, settings) => (None, false),
-                None => (Some(undetermined(role, settings)), settings.options != OptionsMode::None),
+                None => match not_told(told.as_deref(), role, settings) {
+                    None => (None, false),
+                    Some(reason) => (Some(reason), settings.options != OptionsMode::None),
+                },
             };
             Port { port, domain, enforced: reason.is_none(), reason, unmeant, unlisted: false }
         })
@@ -103,11 +108,27 @@ fn unreached(pod: &Pod, settings: &Settings) -> Option<(String, bool)> {
     }
 }
 
+/// Why etcd does not look at the list that is there, or may not, by what its containers are told; `None`: it does.
+fn not_told(told: Option<&[(Role, ToldList)]>, role: Role, settings: &Settings) -> Option<String> {
+    let Some(told) = told else { return Some(undetermined(role, settings)) };
+    let of_role: Vec<&ToldList> = told.iter().filter(|(of, _)| *of == role).map(|(_, told)| told).collect();
+    let unseen = of_role.iter().find_map(|told| match told {
+        ToldList::Unseen(why) => Some(why),
+        ToldList::Ours | ToldList::NotOurs => None,
+    });
+    if of_role.is_empty() || of_role.contains(&&ToldList::NotOurs) {
+        return Some(undetermined(role, settings));
+    }
+    let give =
+        |why| format!("it may have another list ({why}); give etcd --{}={}", list_option(role), file(settings, role));
+    unseen.map(give)
+}
+
 /// Why etcd does not look at the list that is there.
 fn undetermined(role: Role, settings: &Settings) -> String {
     format!(
         "an earlier version injected into it, or its own options leave the list out; recreate it, or give etcd --{}={}",
-        option(role),
+        list_option(role),
         file(settings, role)
     )
 }
@@ -172,36 +193,6 @@ pub(crate) fn sentence(ports: &[Port]) -> Option<String> {
     let why = open.first()?.reason.as_deref().unwrap_or_default();
     let names: Vec<&str> = open.iter().map(|port| port.port).collect();
     Some(format!("takes revoked certificates on its {} port: {why}", names.join(" and ")))
-}
-
-/// True if a container of `pod` has the sidecar's list in its options, by variable or by flag.
-fn is_told(pod: &Pod, role: Role, settings: &Settings) -> bool {
-    let file = file(settings, role);
-    let variable = format!("ETCD_{}", option(role).to_uppercase().replace('-', "_"));
-    containers(pod).filter(|container| !is_ours(container)).any(|container| {
-        let mut variables = container.env.iter().flatten();
-        let mut words = container.command.iter().chain(&container.args).flatten().peekable();
-        let mut by_flag = false;
-        while let Some(word) = words.next() {
-            by_flag |= says(word, option(role), &file)
-                || (word.trim_start_matches('-') == option(role) && words.peek().is_some_and(|next| **next == file));
-        }
-        by_flag || variables.any(|v| v.name == variable && v.value.as_deref() == Some(&file))
-    })
-}
-
-/// True if a word, which may be a script, has the flag with this very value.
-fn says(word: &str, option: &str, file: &str) -> bool {
-    ["=", " "].into_iter().any(|between| {
-        let flag = format!("-{option}{between}{file}");
-        word.match_indices(&flag).any(|(at, flag)| {
-            word[at + flag.len()..].chars().next().is_none_or(|c| c.is_whitespace() || c == '"' || c == '\'')
-        })
-    })
-}
-
-const fn option(role: Role) -> &'static str {
-    if matches!(role, Role::Peer) { "peer-crl-file" } else { "client-crl-file" }
 }
 
 fn file(settings: &Settings, role: Role) -> String {
@@ -288,6 +279,17 @@ mod tests {
                 json!({"command": ["sh", "-c", "exec etcd --config-file /etc/etcd.yaml"], "env": both}),
                 "peer and client port: its etcd has a config file",
             ),
+            // What only looks like it, and what counts less.
+            (
+                json!({}),
+                json!({"command": ["sh", "-c", format!("# was: --client-crl-file={CLIENT}\nexec etcd --peer-crl-file={PEER}")]}),
+                "on its client port",
+            ),
+            (
+                json!({}),
+                json!({"command": ["etcd", format!("--client-crl-file={CLIENT}"), "--client-crl-file=/own.crl"], "env": both}),
+                "on its client port: an earlier version",
+            ),
             (off, json!({}), "annotation etcd-tls.dev/revocation is off"),
             (foreign, json!({}), "another issuer's"),
             (of_kubelet, json!({}), "kubelet brings its certificates"),
@@ -313,6 +315,16 @@ mod tests {
         let later = of(json!({"etcd-tls.dev/later": "x"}));
         assert_eq!(unreadable(std::slice::from_ref(&later), &cluster), ["etcd-0"]);
         assert_eq!(found(later), None, "nothing is known of its ports");
+    }
+
+    #[test]
+    fn what_another_container_is_told_is_no_option_of_etcd() {
+        let env =
+            json!([{"name": "ETCD_PEER_CRL_FILE", "value": PEER}, {"name": "ETCD_CLIENT_CRL_FILE", "value": CLIENT}]);
+        let mut beside = pod("etcd-0", json!({}), json!({"command": ["etcd"]}));
+        let backup = serde_json::from_value(json!({"name": "backup", "image": "backup", "env": env})).unwrap();
+        beside.spec.as_mut().unwrap().containers.push(backup);
+        assert!(found(beside).unwrap().contains("on its peer and client port"));
     }
 
     #[test]
