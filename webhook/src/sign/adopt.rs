@@ -6,7 +6,10 @@ mod backup;
 
 use std::{collections::BTreeMap, fs, io, io::Read as _, path::PathBuf, time::SystemTime};
 
-use etcd_tls_contract::names::{self, ClusterName, SignerName};
+use etcd_tls_contract::{
+    names::{self, ClusterName, SignerName},
+    role::Domain,
+};
 use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::{
     Api, Client,
@@ -124,6 +127,19 @@ pub enum AdoptError {
         secret: String,
         /// Why it cannot be read.
         reason: String,
+    },
+    /// A cluster that exists may have one of the CAs, and nobody can tell which.
+    #[error(
+        "Secret {secret} in {} has the label of a CA of etcd-tls, does not say of which cluster, and {why}; nothing was changed. \
+         Restore its annotations, or delete it if no cluster uses it, and adopt again; or accept with --share that members and \
+         clients of both clusters may trust each other",
+        names::SYSTEM_NAMESPACE
+    )]
+    Nameless {
+        /// The Secret.
+        secret: String,
+        /// What it has.
+        why: String,
     },
     /// A request failed.
     #[error("{signer}: whether it was adopted is not known; adopt again")]
@@ -287,7 +303,10 @@ async fn not_in_use(
             .await
             .map_err(|error| Right::new("list", "secrets", Some(names::SYSTEM_NAMESPACE)).refused(error))?;
         for secret in page.items {
-            let Some((of, uid_then)) = owner(&secret) else { continue };
+            let Some((of, uid_then)) = owner(&secret) else {
+                nameless(secret, (namespace_uid, cluster), found, now)?;
+                continue;
+            };
             if of == *cluster && uid_then == namespace_uid {
                 continue;
             }
@@ -314,6 +333,25 @@ async fn not_in_use(
             None => return Ok(()),
         }
     }
+}
+
+/// Refuses where a Secret that does not say of which cluster it is has one of the CAs that were found, or may have one.
+fn nameless(
+    secret: Secret,
+    (namespace_uid, cluster): (&str, &ClusterName),
+    found: &[(Found, Stored)],
+    now: SystemTime,
+) -> Result<(), AdoptError> {
+    let name = secret.metadata.name.unwrap_or_default();
+    if Domain::ALL.into_iter().any(|domain| secret_name(namespace_uid, &cluster.signer(domain)) == name) {
+        return Ok(());
+    }
+    let why = match Stored::read(&secret.data.unwrap_or_default(), now) {
+        Ok(there) if found.iter().any(|(_, stored)| share_a_ca(stored, &there)) => "has a CA of the backup".to_owned(),
+        Ok(_) => return Ok(()),
+        Err(error) => format!("cannot be read ({error})"),
+    };
+    Err(AdoptError::Nameless { secret: name, why })
 }
 
 /// The cluster of an authority's Secret, and the uid of its namespace.
@@ -347,6 +385,31 @@ mod tests {
         ca::authority::Authority,
         rollover::{ChangeOver, Step, Trigger},
     };
+
+    /// Restored by hand, it may lack its annotations, and be in use all the same.
+    #[test]
+    fn a_secret_that_does_not_say_whose_it_is_is_compared() {
+        let now = SystemTime::now();
+        let ca = || Authority::generate("ca", KeyAlgorithm::EcdsaP256, Duration::from_secs(86400), now).unwrap();
+        let (backup, other) = (Stored::new(ca()), Stored::new(ca()));
+        let cluster: ClusterName = "prod/etcd".parse().unwrap();
+        let secret = |name: &str, data: BTreeMap<String, k8s_openapi::ByteString>| {
+            let mut secret = state::secret("u", &cluster.signer(Domain::Peer), data);
+            (secret.metadata.name, secret.metadata.annotations) = (Some(name.to_owned()), None);
+            assert_eq!(owner(&secret), None);
+            secret
+        };
+        let of_backup =
+            Found { secret: String::new(), uid: String::new(), domain: Domain::Peer, data: BTreeMap::new() };
+        let found = [(of_backup, backup.clone())];
+        let judged = |secret| nameless(secret, ("uid", &cluster), &found, now).map_err(|error| error.to_string());
+        let said = judged(secret("restored", backup.data().unwrap())).unwrap_err();
+        assert!(said.contains("Secret restored in") && said.contains("has a CA of the backup"), "{said}");
+        assert!(judged(secret("damaged", BTreeMap::new())).unwrap_err().contains("cannot be read"));
+        assert_eq!(judged(secret("another", other.data().unwrap())), Ok(()));
+        let own = secret_name("uid", &cluster.signer(Domain::Peer));
+        assert_eq!(judged(secret(&own, backup.data().unwrap())), Ok(()), "the cluster's own");
+    }
 
     /// The three phases of a rollover are those of a backup and of the cluster it is from, each at its own time.
     #[test]
