@@ -17,6 +17,8 @@ use tests::{process::binary, temp::TempDir};
 /// The title of a window, a cleared screen by C0 and by C1, a deletion, text from right to left and apart, and a line of its own.
 const HOSTILE: &str = "\u{1b}]0;x\u{7}\u{1b}[2J\u{9b}2J\u{7f}\u{8}\u{202e}\u{2066}\u{2069}\u{200b}HOSTILE\r\nforged";
 
+#[path = "terminal/interrupted.rs"]
+mod interrupted;
 #[path = "terminal/mistakes.rs"]
 mod mistakes;
 
