@@ -167,6 +167,22 @@ fn the_units_expect_what_the_page_says() {
     }
 }
 
+/// A block that starts units: systemd reads them again first, and what it enables has been installed by then. Nothing is started.
+fn enabled(root: &Path, block: &str) {
+    let mut lines = block.lines();
+    assert_eq!(lines.next(), Some("systemctl daemon-reload"), "{block}");
+    let units = lines.next().and_then(|line| line.strip_prefix("systemctl enable --now ")).expect(block);
+    for unit in units.split(' ') {
+        assert!(
+            root.join(format!("etc/systemd/system/{unit}.service")).is_file(),
+            "{unit} is not installed yet: {block}"
+        );
+    }
+    if which("systemctl").is_some() {
+        run(Command::new("systemctl").arg(format!("--root={}", root.display())).arg("enable").args(units.split(' ')));
+    }
+}
+
 /// *Hosts under systemd*: the commands that make and copy files leave what the units name, and with the shipped arguments a host gets its
 /// certificates from the signer. systemd itself is not run.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -199,9 +215,27 @@ async fn the_files_of_the_units_start_a_signer_and_a_host() {
     };
     let shell = |line: &str| pages::bash(dir.path(), &pages::path(&[]), None, &format!("set -e\n{line}"));
     let (of_signer, of_host) = (pages::blocks(PAGE, "The signer"), pages::blocks(PAGE, "Each host"));
-    let is_here = |block: &&String| !block.contains("systemctl") && !block.contains("etcdctl");
-    for block in of_signer.iter().chain(&of_host).filter(is_here) {
-        shell(&here(&block.replace("chown etcd:", "chown $(id -un):"))).unwrap_or_else(|error| panic!("{error}"));
+    // The operator's own.
+    dir.write(
+        "etc/systemd/system/etcd.service",
+        "[Service]\nExecStart=/usr/bin/etcd\n[Install]\nWantedBy=multi-user.target\n",
+    );
+    for block in of_signer.iter().chain(&of_host).filter(|block| !block.contains("etcdctl")) {
+        if block.contains("systemctl") {
+            enabled(dir.path(), block);
+        } else {
+            shell(&here(&block.replace("chown etcd:", "chown $(id -un):"))).unwrap_or_else(|error| panic!("{error}"));
+        }
+    }
+    if which("systemctl").is_some() {
+        for link in [
+            "multi-user.target.wants/etcd-tls-standalone.service",
+            "multi-user.target.wants/etcd-tls-sidecar.service",
+            "multi-user.target.wants/etcd.service",
+            "etcd.service.requires/etcd-tls-request.service",
+        ] {
+            assert!(dir.join("etc/systemd/system").join(link).is_symlink(), "{link}");
+        }
     }
     let etc = dir.join("etc/etcd-tls");
     for (file, expected) in
