@@ -128,7 +128,7 @@ async fn renew_gives_new_certificates_at_once_and_once() {
         "{output:?}"
     );
     for (target, more, words) in [
-        ("web/none", "--role=client", "no pod of namespace web that has opted in is named none"),
+        ("web/none", "--role=client", "no pod of namespace web that has opted in and has not ended is named none"),
         ("web/app-0", "--role=peer", "web/app-0 holds no certificate of role peer"),
     ] {
         let output = webhook(&kubeconfig, &["renew", target, more]).await;
@@ -202,8 +202,8 @@ async fn admission_that_is_ill(installation: &mut Installation) {
     let data = json!({"data": {"tls.crt": ByteString(expired.cert.into()), "tls.key": ByteString(expired.key.into())}});
     let data = data.to_string();
     installation.api.kubectl(&["-n", "etcd-tls-system", "patch", "secret", "etcd-tls-admit-serving", "-p", &data]);
-    let text = installation.api.kubectl(&["get", "mutatingwebhookconfiguration", "etcd-tls", "-o", "json"]);
-    let mut configuration: Value = serde_json::from_str(&text).expect("JSON");
+    let json = installation.api.kubectl(&["get", "mutatingwebhookconfiguration", "etcd-tls", "-o", "json"]);
+    let mut configuration: Value = serde_json::from_str(&json).expect("JSON");
     for webhook in configuration["webhooks"].as_array_mut().expect("webhooks") {
         webhook["clientConfig"]["caBundle"] = json!(ByteString(ca.pem.clone().into()));
     }
@@ -216,6 +216,12 @@ async fn admission_that_is_ill(installation: &mut Installation) {
         }
     })
     .await;
+    let output = webhook(&installation.api.kubeconfig, &["check", "-n", "web"]).await;
+    let said = text(&output.stdout);
+    let named = "failing   admission: the API server does not take the certificate of admit: ";
+    let next = "next: kubectl -n etcd-tls-system logs deploy/etcd-tls-sign";
+    let lines = said.split_once(named).map(|(_, rest)| rest.lines().take(2).collect::<Vec<_>>()).unwrap_or_default();
+    assert!(lines.len() == 2 && lines[0].contains("expired") && lines[1].trim() == next, "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -258,6 +264,10 @@ async fn check_finds_what_is_broken_one_thing_at_a_time() {
     };
     policy("nonsense: 1");
     found(&kubeconfig, "policy", "failing", "nonsense", &[]).await;
+    // One by which there are too many CAs.
+    policy("authoritiesInAll: 1");
+    let words = "the policy allows 1 in all namespaces: a new cluster gets none";
+    found(&kubeconfig, "authorities", "attention", words, &[]).await;
     policy("");
 
     // A binding that denies no more.
@@ -269,6 +279,24 @@ async fn check_finds_what_is_broken_one_thing_at_a_time() {
     deny("etcd-tls-secrets", "Audit");
     found(&kubeconfig, "admission policy etcd-tls-secrets", "failing", "does not deny", &[]).await;
     deny("etcd-tls-secrets", "Deny");
+
+    // An entry of the webhook that somebody edited: admission is tried in a namespace that it still takes.
+    let edit = |team: Value| {
+        let selector = json!({"matchLabels": {"team": team}});
+        let patch = json!({"webhooks": [{"name": "namespace.etcd-tls.dev", "objectSelector": selector}]}).to_string();
+        installation.api.kubectl(&[
+            "patch",
+            "mutatingwebhookconfiguration",
+            "etcd-tls",
+            "--type=strategic",
+            "-p",
+            &patch,
+        ]);
+    };
+    edit("a".into());
+    let words = "namespace.etcd-tls.dev has another objectSelector than shipped";
+    found(&kubeconfig, "webhook configuration", "attention", words, &[]).await;
+    edit(Value::Null);
 
     // The policies of components, where they are installed: by the argument of `sign` too.
     let of_components = [
@@ -319,8 +347,8 @@ async fn check_finds_what_is_broken_one_thing_at_a_time() {
         ("webhook configuration", "cannot get mutatingwebhookconfigurations"),
         ("admission", "cannot create pods in namespace"),
         ("lease etcd-tls-sign", "cannot get leases"),
-        ("admission policy etcd-tls-trust", "cannot be tried"),
-        ("rights of etcd-tls-sign", "unknown: "),
+        ("admission policy etcd-tls-trust", "cannot get validatingadmissionpolicies"),
+        ("rights of etcd-tls-sign", "cannot create subjectaccessreviews"),
         ("policy", "cannot get configmaps"),
     ] {
         let (state, reason) = all.get(subject).cloned().unwrap_or_default();

@@ -6,7 +6,7 @@
 //! leaders      the Leases and the clocks; pure
 //! accounts     the rights of `approve` and `sign`
 //! approvers    whether cert-manager's own approver is off
-//! lists        CAs that may sign no revocation list
+//! lists        the CAs of all clusters: which may sign no revocation list, and how many there are
 //! pod          one pod
 //! member       the etcd of one pod: its options, and a handshake
 //! namespace    one namespace

@@ -65,7 +65,7 @@ pub struct Args {
 pub enum RenewError {
     /// Nothing of that name.
     #[error(
-        "no pod of namespace {} that has opted in is named {}, and none belongs to a cluster of that name; \
+        "no pod of namespace {} that has opted in and has not ended is named {}, and none belongs to a cluster of that name; \
          etcd-tls-webhook status -n {} shows them", .0.namespace, .0.name, .0.namespace
     )]
     NoSuch(Target),

@@ -8,7 +8,7 @@ use k8s_openapi::api::{
 use kube::{Api, Client, api::PostParams};
 use serde_json::Value;
 
-use super::finding::{APPLY, Finding};
+use super::finding::{APPLY, Finding, unseen};
 use crate::{
     controller::client::{ApiServerError, within},
     operator::Right,
@@ -108,16 +108,16 @@ pub(super) async fn look(client: &Client, system: &str) -> Vec<Finding> {
         }
     };
     let asked = all.into_iter().map(|right| async move { (has(client, system, &right).await, right) });
-    let answers: Vec<_> = stream::iter(asked).buffered(AT_ONCE).collect().await;
+    let mut answers: Vec<_> = stream::iter(asked).buffered(AT_ONCE).collect().await;
     let mut findings = Vec::new();
     for (process, _) in SHIPPED {
-        let of_process = || answers.iter().filter(|(_, right)| right.process == process);
-        if let Some((Err(error), _)) = of_process().find(|(answer, _)| answer.is_err()) {
+        let failed = answers.iter().position(|(answer, right)| right.process == process && answer.is_err());
+        if let Some((Err(error), _)) = failed.map(|at| answers.swap_remove(at)) {
             let right = Right::new("create", "subjectaccessreviews.authorization.k8s.io", None);
-            let reason = format!("unknown: {error}");
-            findings.push(Finding::bad(State::Unknown, subject(process), reason, right.question(), SEE));
+            findings.push(unseen(&subject(process), right, error, SEE));
             continue;
         }
+        let of_process = || answers.iter().filter(|(_, right)| right.process == process);
         let missing: Vec<String> = of_process()
             .filter(|(answer, _)| matches!(answer, Ok(false)))
             .map(|(_, right)| right.to_string())
@@ -135,7 +135,7 @@ pub(super) async fn look(client: &Client, system: &str) -> Vec<Finding> {
     findings
 }
 
-async fn has(client: &Client, system: &str, right: &Granted) -> Result<bool, String> {
+async fn has(client: &Client, system: &str, right: &Granted) -> Result<bool, ApiServerError> {
     let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     let attributes = ResourceAttributes {
         namespace: right.namespace.clone(),
@@ -147,7 +147,7 @@ async fn has(client: &Client, system: &str, right: &Granted) -> Result<bool, Str
         ..ResourceAttributes::default()
     };
     let account = format!("etcd-tls-{}", right.process);
-    allowed(client, system, &account, attributes).await.map_err(|error| error.to_string())
+    allowed(client, system, &account, attributes).await
 }
 
 /// Asks whether a service account has a right.

@@ -7,13 +7,16 @@ use std::{
 };
 
 use etcd_tls_contract::names::{self, SYSTEM_NAMESPACE};
-use k8s_openapi::api::{
-    admissionregistration::v1::{
-        MutatingWebhook, MutatingWebhookConfiguration, ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
+use k8s_openapi::{
+    api::{
+        admissionregistration::v1::{
+            MutatingWebhook, MutatingWebhookConfiguration, ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
+        },
+        apps::v1::Deployment,
+        coordination::v1::Lease,
+        core::v1::{ConfigMap, Namespace, Pod},
     },
-    apps::v1::Deployment,
-    coordination::v1::Lease,
-    core::v1::{ConfigMap, Namespace, Pod},
+    apimachinery::pkg::apis::meta::v1::LabelSelector,
 };
 use kube::{
     Api, Client,
@@ -67,11 +70,16 @@ pub(super) async fn look(cluster: &Cluster, namespace: Option<&str>) -> Result<V
     findings.extend(configuration(&client).await);
     findings.push(admission(&client, namespace.unwrap_or(&default)).await);
     findings.extend(all_leaders(&client).await);
-    findings.extend(policies(&client, cluster, opted_in(&client).await).await);
+    let namespaces = opted_in(&client).await.unwrap_or_else(|unseen| {
+        findings.push(unseen);
+        namespaces::Map::new()
+    });
+    findings.extend(policies(&client, cluster, namespaces).await);
     findings.extend(accounts::look(&client, SYSTEM_NAMESPACE).await);
     findings.extend(approvers::look(&client, SYSTEM_NAMESPACE).await);
-    findings.push(policy_in_force(&client).await);
-    findings.extend(lists::look(&client).await);
+    let (policy, authorities) = policy_in_force(&client).await;
+    findings.push(policy);
+    findings.extend(lists::look(&client, authorities).await);
     Ok(findings)
 }
 
@@ -143,10 +151,12 @@ fn judge_configuration(subject: &str, live: Option<&[MutatingWebhook]>, shipped:
         let changed = changed(found, webhook);
         if !changed.is_empty() {
             let reason = format!(
-                "{name} does not have the {} that is shipped: the API server may pass pods that have opted in by it",
-                changed.join(", ")
+                "{name} has another {} than shipped: other pods than yours may wait for admit, or yours get no sidecar",
+                changed.join(" and ")
             );
-            findings.push(bad(State::Attention, reason, APPLY.to_owned()));
+            // `kubectl apply` leaves a field that the manifests never had.
+            let next = "kubectl edit mutatingwebhookconfiguration etcd-tls   # as in manifests/webhook.yaml: apply leaves what was added";
+            findings.push(bad(State::Attention, reason, next.to_owned()));
         }
     }
     let bundles = live.iter().filter(|live| shipped.iter().any(|webhook| webhook.name == live.name));
@@ -160,27 +170,40 @@ fn judge_configuration(subject: &str, live: Option<&[MutatingWebhook]>, shipped:
         ));
     }
     if findings.is_empty() {
-        findings.push(Finding::ok(subject, format!("{} entries with their caBundle", shipped.len()), SEE_WEBHOOK));
+        findings.push(Finding::ok(
+            subject,
+            format!("{} entries as shipped, with their caBundle", shipped.len()),
+            SEE_WEBHOOK,
+        ));
     }
     findings
 }
 
-/// The fields of an entry that say of which pods the API server asks, and whom, where they are not as shipped.
+/// The fields by which the API server chooses whom it asks about which pod, where they are not the shipped ones.
 fn changed(live: &MutatingWebhook, shipped: &MutatingWebhook) -> Vec<&'static str> {
-    let same = [
+    // Azure adds conditions of its own to each webhook, for its own namespaces.
+    let is_azures = |key: &str| key == "control-plane" || key.contains("azure.com/");
+    let selector = |of: &Option<LabelSelector>| {
+        let LabelSelector { match_expressions, match_labels } = of.clone().unwrap_or_default();
+        let mut expressions = match_expressions.unwrap_or_default();
+        expressions.retain(|expression| !is_azures(&expression.key));
+        (match_labels.unwrap_or_default(), expressions)
+    };
+    let same = |of: fn(&MutatingWebhook) -> &Option<LabelSelector>| selector(of(live)) == selector(of(shipped));
+    let fields = [
+        // Who gives a URL runs `admit` elsewhere.
+        (
+            "clientConfig",
+            live.client_config.url.is_some() || live.client_config.service == shipped.client_config.service,
+        ),
         ("rules", live.rules == shipped.rules),
-        ("namespaceSelector", live.namespace_selector == shipped.namespace_selector),
-        ("objectSelector", live.object_selector == shipped.object_selector),
+        ("namespaceSelector", same(|webhook| &webhook.namespace_selector)),
+        ("objectSelector", same(|webhook| &webhook.object_selector)),
         ("matchConditions", live.match_conditions == shipped.match_conditions),
         ("matchPolicy", live.match_policy == shipped.match_policy),
         ("reinvocationPolicy", live.reinvocation_policy == shipped.reinvocation_policy),
-        // Who gives a URL runs `admit` elsewhere.
-        (
-            "clientConfig.service",
-            live.client_config.url.is_some() || live.client_config.service == shipped.client_config.service,
-        ),
     ];
-    same.into_iter().filter(|(_, same)| !same).map(|(field, _)| field).collect()
+    fields.into_iter().filter(|(_, same)| !same).map(|(field, _)| field).collect()
 }
 
 /// Creates a pod as a dry run: the API server asks `admit`, or injects by its policies, and stores nothing. The pod states its
@@ -231,6 +254,11 @@ fn judge_admission(namespace: &str, answer: Result<Pod, ApiServerError>, took: D
             Finding::bad(State::Failing, subject, reason, APPLY, SEE_WEBHOOK)
         }
         Err(ApiServerError::Api(kube::Error::Api(status))) if status.message.contains("failed calling webhook") => {
+            if status.message.contains("x509: ") {
+                let reason = format!("the API server does not take the certificate of admit: {}", status.message);
+                let next = format!("kubectl -n {SYSTEM_NAMESPACE} logs deploy/etcd-tls-sign");
+                return Finding::bad(State::Failing, subject, reason, next, SEE_WEBHOOK);
+            }
             let reason = format!("the API server does not reach admit: {}", status.message);
             Finding::bad(State::Failing, subject, reason, pods, SEE_WEBHOOK)
         }
@@ -285,7 +313,7 @@ async fn lease(api: &Api<Lease>, client: &Client, name: &str) -> Result<Seen, Fi
 pub(super) async fn policies(client: &Client, cluster: &Cluster, namespaces: namespaces::Map) -> Vec<Finding> {
     let (_, current) = watch::channel(Some(Arc::new(namespaces)));
     let mut found: BTreeMap<Guard, Vec<(&str, Proof)>> = BTreeMap::new();
-    let (mut unseen, mut has) = (Vec::new(), Vec::new());
+    let (mut hidden, mut has) = (Vec::new(), Vec::new());
     for (guard, process, argument) in [
         (Guard::PodCertificates, "sign", "--pod-certificates"),
         (Guard::ClusterTrustBundles, "sign", "--cluster-trust-bundles"),
@@ -293,7 +321,7 @@ pub(super) async fn policies(client: &Client, cluster: &Cluster, namespaces: nam
         (Guard::CertificateRequestApprovals, "approve", "--approve-issuer"),
     ] {
         has.push(has_component(client, guard, process, argument).await.unwrap_or_else(|finding| {
-            unseen.push(finding);
+            hidden.push(finding);
             false
         }));
     }
@@ -315,7 +343,31 @@ pub(super) async fn policies(client: &Client, cluster: &Cluster, namespaces: nam
             found.entry(*guard).or_default().push((process, look));
         }
     }
-    found.into_iter().map(|(guard, looks)| judge_policy(guard.name(), &looks)).chain(unseen).collect()
+    let mut findings = Vec::new();
+    for (guard, looks) in found {
+        let unreadable = match looks.iter().any(|(_, proof)| matches!(proof, Proof::Unknown(_))) {
+            true => unreadable(client, guard).await,
+            false => None,
+        };
+        findings.push(unreadable.unwrap_or_else(|| judge_policy(guard.name(), &looks)));
+    }
+    findings.extend(hidden);
+    findings
+}
+
+/// The finding where the caller may not read a policy or its binding.
+async fn unreadable(client: &Client, guard: Guard) -> Option<Finding> {
+    let subject = format!("admission policy {}", guard.name());
+    let policies: Api<ValidatingAdmissionPolicy> = Api::all(client.clone());
+    let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(client.clone());
+    let policy = within(policies.get_metadata_opt(guard.name())).await.err();
+    let binding = within(bindings.get_metadata_opt(guard.name())).await.err();
+    let refused = [
+        (policy, "validatingadmissionpolicies.admissionregistration.k8s.io"),
+        (binding, "validatingadmissionpolicybindings.admissionregistration.k8s.io"),
+    ];
+    let (error, resource) = refused.into_iter().find_map(|(error, resource)| Some((error?, resource)))?;
+    Some(unseen(&subject, Right::new("get", resource, None), error, SEE_GUARDS))
 }
 
 /// True if a process depends on the policy of a component: by its argument, or where the policy or its binding exists.
@@ -370,34 +422,46 @@ fn judge_policy(name: &str, looks: &[(&str, Proof)]) -> Finding {
         if let Proof::Unknown(why) = look {
             let question =
                 format!("kubectl auth can-i impersonate serviceaccounts/etcd-tls-{process} -n {SYSTEM_NAMESPACE}");
-            let reason = format!("it cannot be tried as etcd-tls-{process}: {why}");
+            let right = Right::new("impersonate", "serviceaccounts", Some(SYSTEM_NAMESPACE));
+            let lacks = if why.contains("cannot impersonate") {
+                format!("cannot {right}: your account lacks this right: ")
+            } else {
+                String::new()
+            };
+            let reason = format!("it cannot be tried as etcd-tls-{process}: {lacks}{why}");
             return Finding::bad(State::Unknown, subject, reason, question, SEE_GUARDS);
         }
     }
     Finding::ok(subject, "in place, and enforced where it can be tried", SEE_GUARDS)
 }
 
-/// The namespaces that have opted in; none where they cannot be listed, so that nothing is tried there.
-async fn opted_in(client: &Client) -> namespaces::Map {
+/// The namespaces that have opted in.
+///
+/// # Errors
+/// They cannot be listed, so that nothing is tried there.
+async fn opted_in(client: &Client) -> Result<namespaces::Map, Finding> {
     let api: Api<Namespace> = Api::all(client.clone());
     let params = ListParams::default().labels(&format!("{}={}", names::LABEL, names::DYNAMIC)).limit(PAGE);
-    let Ok(list) = within(api.list_metadata(&params)).await else { return namespaces::Map::new() };
+    let list = within(api.list_metadata(&params)).await.map_err(|error| {
+        unseen("admission policies in namespaces", Right::new("list", "namespaces", None), error, SEE_GUARDS)
+    })?;
     let facts = |meta: kube::core::ObjectMeta| {
         let deleting = meta.deletion_timestamp.is_some();
         let uid = meta.uid.unwrap_or_default();
         let facts = NamespaceFacts { uid, opted_in: true, deleting, hosts: false };
         Some((meta.name?.into(), Arc::new(facts)))
     };
-    list.items.into_iter().filter_map(|item| facts(item.metadata)).collect()
+    Ok(list.items.into_iter().filter_map(|item| facts(item.metadata)).collect())
 }
 
-/// The policy ConfigMap.
-async fn policy_in_force(client: &Client) -> Finding {
+/// The policy ConfigMap, and how many CAs it allows.
+async fn policy_in_force(client: &Client) -> (Finding, Option<u32>) {
     let api: Api<ConfigMap> = Api::namespaced(client.clone(), SYSTEM_NAMESPACE);
     match within(api.get_opt(names::POLICY_CONFIG_MAP)).await {
         Ok(found) => policy::judge_config_map(found.as_ref()),
         Err(error) => {
-            unseen(policy::SUBJECT, Right::new("get", "configmaps", Some(SYSTEM_NAMESPACE)), error, policy::SEE)
+            let right = Right::new("get", "configmaps", Some(SYSTEM_NAMESPACE));
+            (unseen(policy::SUBJECT, right, error, policy::SEE), None)
         }
     }
 }
@@ -434,6 +498,15 @@ mod tests {
         assert_eq!(judge(Some(&weak))[0].0, State::Attention);
         let other_bundle = [good[0].clone(), webhook("b", "Ignore", Some("eQ=="))];
         assert!(judge(Some(&other_bundle))[0].1.contains("different caBundles"));
+        let selected = |key: &str| {
+            let mut one = good[0].clone();
+            let expression = json!({"matchExpressions": [{"key": key, "operator": "DoesNotExist"}]});
+            one.namespace_selector = Some(serde_json::from_value(expression).unwrap());
+            judge(Some(&[one, good[1].clone()]))[0].clone()
+        };
+        let (state, reason) = selected("team");
+        assert!(state == State::Attention && reason.contains("a has another namespaceSelector"), "{reason}");
+        assert_eq!(selected("kubernetes.azure.com/managedby").0, State::Ok);
     }
 
     /// The dry run tries one entry; of the others, only what they select tells whether they are asked.
@@ -458,14 +531,14 @@ mod tests {
             ("objectSelector", |webhook| webhook.object_selector = None),
             ("rules", |webhook| webhook.rules = None),
             ("matchConditions", |webhook| webhook.match_conditions.get_or_insert_default().truncate(1)),
-            ("clientConfig.service", |webhook| {
+            ("clientConfig", |webhook| {
                 webhook.client_config.service.get_or_insert_default().name = "other".to_owned();
             }),
         ];
         for (field, change) in changes {
             let said = with(change);
             assert!(
-                said.len() == 1 && said[0].0 == State::Attention && said[0].1.contains(&format!("the {field} that")),
+                said.len() == 1 && said[0].0 == State::Attention && said[0].1.contains(&format!("another {field} than")),
                 "{field}: {said:?}"
             );
         }
@@ -484,6 +557,9 @@ mod tests {
         assert_eq!(state(pod(json!([{"name": "etcd-tls-sidecar"}]))), State::Ok);
         assert_eq!(state(pod(json!([]))), State::Failing);
         assert_eq!(state(refused(500, "failed calling webhook \"x\": connection refused")), State::Failing);
+        let expired = refused(500, "failed calling webhook \"x\": x509: certificate has expired");
+        let next = judge_admission("web", expired, Duration::ZERO).next.unwrap();
+        assert!(next.ends_with("logs deploy/etcd-tls-sign"), "{next}");
         assert_eq!(
             state(refused(403, "pods is forbidden: User \"x\" cannot create resource \"pods\"")),
             State::Unknown

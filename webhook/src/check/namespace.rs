@@ -105,7 +105,10 @@ fn judge_label(name: &str, label: Option<&str>, deleting: bool, pods: usize) -> 
     let next = format!("kubectl label namespace {name} --overwrite {}={}", names::LABEL, names::DYNAMIC);
     let bad = |state, reason: String, next: &str| (false, Finding::bad(state, &subject, reason, next, SEE));
     match label {
-        _ if deleting => bad(State::Attention, "it is being deleted".to_owned(), "kubectl get namespaces"),
+        _ if deleting => {
+            let next = format!("kubectl get namespace {name} -o yaml   # its conditions say what it waits for");
+            bad(State::Attention, "it is being deleted".to_owned(), &next)
+        }
         _ if name == SYSTEM_NAMESPACE || name == KUBE_SYSTEM => {
             let reason = "admission never injects into pods of this namespace".to_owned();
             bad(State::Attention, reason, "use a namespace of its own for etcd")

@@ -14,20 +14,20 @@ use crate::{
 pub(super) const SUBJECT: &str = "policy";
 pub(super) const SEE: &str = "docs/check.md#policy";
 
-/// The ConfigMap in force.
-pub(super) fn judge_config_map(found: Option<&ConfigMap>) -> Finding {
+/// The ConfigMap in force, and how many CAs it allows.
+pub(super) fn judge_config_map(found: Option<&ConfigMap>) -> (Finding, Option<u32>) {
     let Some(found) = found else {
         let reason =
             format!("ConfigMap {} is missing: no request is decided after the next start", names::POLICY_CONFIG_MAP);
-        return Finding::bad(State::Failing, SUBJECT, reason, APPLY, SEE);
+        return (Finding::bad(State::Failing, SUBJECT, reason, APPLY, SEE), None);
     };
     let text = found.data.as_ref().and_then(|data| data.get(names::POLICY_KEY)).map_or("", String::as_str);
     let next = format!("kubectl -n {} edit configmap {}", names::SYSTEM_NAMESPACE, names::POLICY_CONFIG_MAP);
     match Policy::parse(text) {
-        Ok(_) => Finding::ok(SUBJECT, "it can be read", SEE),
+        Ok(policy) => (Finding::ok(SUBJECT, "it can be read", SEE), Some(policy.authorities_in_all)),
         Err(error) => {
             let reason = format!("it cannot be read, so the last readable one stays in force: {error}");
-            Finding::bad(State::Failing, SUBJECT, reason, next, SEE)
+            (Finding::bad(State::Failing, SUBJECT, reason, next, SEE), None)
         }
     }
 }
