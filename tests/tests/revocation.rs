@@ -5,6 +5,8 @@
 mod damaged;
 #[path = "revocation/dialled.rs"]
 mod dialled;
+#[path = "revocation/earlier.rs"]
+mod earlier;
 #[path = "approve/lab.rs"]
 #[allow(dead_code, reason = "the approver's tests use the rest")]
 mod lab;
@@ -207,6 +209,7 @@ async fn the_signer_lists_what_holders_of_the_right_revoke() {
     installation.api.kubectl(&["-n", "prod", "delete", "pod", "etcd-1", "etcd-2", "--grace-period=0", "--force"]);
     revoke(&admin, &["prod/etcd", "--serial", "4f0c", "--undo"]).await.expect("taken back");
     rolled_over::the_new_ca_signs_what_is_revoked(&installation, "prod").await;
+    earlier::members_that_an_earlier_version_injected_are_named(&installation).await;
 }
 
 /// A policy by which `two` has one authority, the clients of `three` are another cluster's, and the peers of `four` have a CA of

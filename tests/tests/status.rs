@@ -19,6 +19,8 @@ use tests::{
 
 #[path = "status/member.rs"]
 mod member;
+#[path = "status/rights.rs"]
+mod rights;
 
 /// A client of etcd: it has only its own files, so its sidecar's metrics are complete.
 fn client_pod(name: &str) -> Value {
@@ -37,7 +39,9 @@ fn text(bytes: &[u8]) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn status_shows_each_pod_and_names_the_rights_that_are_missing() {
-    let Some(mut installation) = Installation::start(&Options::default()).await else { return };
+    let audit = rights::Audit::new();
+    let options = Options { api: audit.options(), ..Options::default() };
+    let Some(mut installation) = Installation::start(&options).await else { return };
     installation.api.namespace("web", &[]).await;
     let kubeconfig = installation.api.kubeconfig.clone();
 
@@ -65,6 +69,8 @@ async fn status_shows_each_pod_and_names_the_rights_that_are_missing() {
     let line: Vec<&str> = table.lines().nth(1).expect("a pod's line").split_whitespace().collect();
     assert_eq!(line[..4], ["app-0", "etcd", "client", "ok"], "{table}");
     assert!(!table.contains('\u{1b}'), "no colour where no terminal is: {table}");
+
+    rights::each_missing_one_is_named(&installation.api, &audit).await;
 
     // It shows the files on disk.
     let output = status(&kubeconfig, &["-A", "-o", "json"]);
@@ -120,6 +126,10 @@ async fn status_shows_each_pod_and_names_the_rights_that_are_missing() {
 
     // A pod whose sidecar cannot be reached is not well, and comes first.
     installation.api.pod("web", client_pod("app-1")).await.expect("create a pod");
+    installation.api.kubectl(&["-n", "web", "delete", "pod", "app-1", "--grace-period=1", "--wait=false"]);
+    let unreached = "its sidecar cannot be asked: the pod has no address yet; the pod is being deleted";
+    let table = text(&status(&kubeconfig, &["-n", "web"]).stdout);
+    assert!(table.contains(unreached), "{table}");
     let output = status(&kubeconfig, &["-n", "web", "-o", "name"]);
     assert_eq!(text(&output.stdout), "pod/app-1\npod/app-0\n", "{output:?}");
     assert_eq!(output.status.code(), Some(4), "{output:?}");
@@ -151,6 +161,14 @@ async fn status_shows_each_pod_and_names_the_rights_that_are_missing() {
     let output = status(&kubeconfig, &["-n", "web"]);
     let out = text(&output.stdout);
     assert!(output.status.code() == Some(4) && out.contains("the API server does not reach its sidecar"), "{out}");
+    // Nobody ends the deleted one, as on a node that is gone.
+    eventually("the deleted pod is told why it is there", LIMIT, || async {
+        let output = status(&kubeconfig, &["-n", "web"]);
+        let out = text(&output.stdout);
+        let said = out.contains("it was deleted, and should have been gone ");
+        if said && output.status.code() == Some(4) { Ok(()) } else { Err(out) }
+    })
+    .await;
 }
 
 /// What a command writes to a terminal of so many columns, its lines' ends as they were.

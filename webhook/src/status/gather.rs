@@ -15,7 +15,7 @@ use etcd_tls_contract::{
 use futures::{StreamExt as _, stream};
 use k8s_openapi::api::{
     certificates::v1::CertificateSigningRequest,
-    core::v1::{ConfigMap, Namespace, Pod},
+    core::v1::{ConfigMap, Namespace, Pod, PodSpec},
 };
 use kube::{Api, Client, api::ListParams};
 use serde::de::DeserializeOwned;
@@ -209,6 +209,7 @@ pub(super) fn with_cause(error: &(dyn std::error::Error + 'static)) -> String {
 /// A pod before its sidecar was asked.
 struct Listed {
     uid: String,
+    deleting: bool,
     seen: PodSeen,
 }
 
@@ -220,13 +221,10 @@ impl Listed {
         if trouble::ended(&pod).is_some() {
             return None;
         }
-        let trouble = trouble::of(&pod.status.unwrap_or_default());
+        let (injected, deleting) = (is_injected(&pod), pod.metadata.deletion_timestamp.is_some());
+        let trouble = trouble::of(&pod, SystemTime::now());
         let (labels, annotations) =
             (pod.metadata.labels.unwrap_or_default(), pod.metadata.annotations.unwrap_or_default());
-        let spec = pod.spec.unwrap_or_default();
-        let containers = spec.init_containers.unwrap_or_default().into_iter().chain(spec.containers);
-        // The label is for people; the container is what counts.
-        let injected = containers.into_iter().any(|container| container.name == names::SIDECAR_CONTAINER);
         if !injected && labels.get(names::LABEL).is_none_or(|value| value != names::DYNAMIC) {
             return None;
         }
@@ -234,6 +232,7 @@ impl Listed {
         let uid = pod.metadata.uid.unwrap_or_default();
         Some(Self {
             uid,
+            deleting,
             seen: PodSeen {
                 namespace: pod.metadata.namespace.unwrap_or_default(),
                 name: pod.metadata.name.unwrap_or_default(),
@@ -315,19 +314,45 @@ pub(super) async fn is_missing(client: &Client, namespace: &str) -> bool {
     matches!(within(api.get_metadata_opt(namespace)).await, Ok(None))
 }
 
-/// The pods that have opted in or were injected, of `namespace` or of all.
+/// The pods that have opted in or were injected, of `namespace` or of all. A pod that a version without the label `injected` injected,
+/// as its namespace has opted in, has neither label: only a look at one namespace finds it, since that reads all of its pods.
 ///
 /// # Errors
 /// Pods cannot be listed.
 pub(crate) async fn opted_in(client: &Client, namespace: Option<&str>) -> Result<Vec<Pod>, Refused> {
-    let api: Api<Pod> =
-        namespace.map_or_else(|| Api::all(client.clone()), |name| Api::namespaced(client.clone(), name));
+    let (injected, dynamic) =
+        (format!("{}=true", names::INJECTED_LABEL), format!("{}={}", names::LABEL, names::DYNAMIC));
+    let (api, selectors) = match namespace {
+        Some(name) => (Api::<Pod>::namespaced(client.clone(), name), vec![String::new()]),
+        None => (Api::all(client.clone()), vec![injected, dynamic]),
+    };
     let mut found = BTreeMap::new();
-    for selector in [format!("{}=true", names::INJECTED_LABEL), format!("{}={}", names::LABEL, names::DYNAMIC)] {
-        let take = |pod: Pod| found.extend([(pod.metadata.uid.clone().unwrap_or_default(), pod)]);
+    for selector in selectors {
+        let take = |pod: Pod| {
+            if concerns_us(&pod) {
+                found.insert(pod.metadata.uid.clone().unwrap_or_default(), pod);
+            }
+        };
         all(&api, &selector, take).await.map_err(|e| Right::new("list", "pods", namespace).refused(e))?;
     }
     Ok(found.into_values().collect())
+}
+
+/// True for a pod with one of our labels, or with the sidecar.
+fn concerns_us(pod: &Pod) -> bool {
+    let is = |label: &str, value: &str| {
+        pod.metadata.labels.as_ref().is_some_and(|labels| labels.get(label).is_some_and(|is| is == value))
+    };
+    is(names::INJECTED_LABEL, "true") || is(names::LABEL, names::DYNAMIC) || is_injected(pod)
+}
+
+/// True for a pod with the sidecar. The label is for people; the container is what counts.
+fn is_injected(pod: &Pod) -> bool {
+    let containers = |spec: &PodSpec| {
+        let all = spec.init_containers.iter().flatten().chain(&spec.containers);
+        all.into_iter().any(|container| container.name == names::SIDECAR_CONTAINER)
+    };
+    pod.spec.as_ref().is_some_and(containers)
 }
 
 /// The requests of `pods`, by uid.
@@ -426,7 +451,13 @@ async fn trust(client: &Client, pods: &[Listed]) -> Trust {
 async fn sidecar(client: &Client, pod: &Listed) -> Result<Sidecar, Unseen> {
     let PodSeen { namespace, name, injected, settings, .. } = &pod.seen;
     let port = settings.as_ref().map_or(names::DEFAULT_ADMIN_PORT, |settings| settings.admin_port);
-    if *injected { ask(client, namespace, name, port).await } else { Ok(Sidecar::default()) }
+    if !injected {
+        return Ok(Sidecar::default());
+    }
+    ask(client, namespace, name, port).await.map_err(|unseen| {
+        let deleting = if pod.deleting { "; the pod is being deleted" } else { "" };
+        Unseen { reason: format!("{}{deleting}", unseen.reason), ..unseen }
+    })
 }
 
 #[cfg(test)]

@@ -66,6 +66,10 @@ pub(crate) async fn ask(client: &Client, namespace: &str, name: &str, port: u16)
             let reason = format!("its sidecar cannot be asked: your account lacks the right to {right}");
             Err(Unseen { reason, next: right.question(), denied: true })
         }
+        // The API server's words for a pod without an address.
+        _ if words().contains("address not allowed") => {
+            Err(unseen("its sidecar cannot be asked: the pod has no address yet".to_owned()))
+        }
         _ => Err(unseen(format!("the API server does not reach its sidecar on port {port}: {}", words()))),
     }
 }

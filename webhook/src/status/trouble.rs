@@ -1,12 +1,39 @@
 //! Why a pod does not run. Pure.
 
+use std::time::{Duration, SystemTime};
+
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
 
+use super::rows::duration;
+
+/// How long after its grace a deleted pod may be there: kubelet's work, and clocks that differ.
+const LATE: Duration = Duration::from_secs(30);
+
 /// Why it does not run, one line for each reason.
-pub(super) fn of(status: &PodStatus) -> Vec<String> {
+pub(super) fn of(pod: &Pod, now: SystemTime) -> Vec<String> {
+    let Some(status) = &pod.status else { return lingers(pod, now).into_iter().collect() };
     let containers = [&status.init_container_statuses, &status.container_statuses];
     let of_containers = containers.into_iter().flatten().flatten().filter_map(of_container);
-    unscheduled(status).into_iter().chain(of_containers).collect()
+    lingers(pod, now).into_iter().chain(unscheduled(status)).chain(of_the_whole(status)).chain(of_containers).collect()
+}
+
+/// What is said of the pod as a whole, as where its node is lost.
+fn of_the_whole(status: &PodStatus) -> Option<String> {
+    let reason = status.reason.as_deref().filter(|reason| !reason.is_empty())?;
+    let message = status.message.as_deref().map(|message| format!(": {}", message.trim())).unwrap_or_default();
+    Some(format!("it is {}: {reason}{message}", status.phase.as_deref().unwrap_or("in no phase")))
+}
+
+/// Why a deleted pod is still there, if its grace is over.
+fn lingers(pod: &Pod, now: SystemTime) -> Option<String> {
+    // The API server adds the pod's grace to the time of the call.
+    let end = SystemTime::from(pod.metadata.deletion_timestamp.as_ref()?.0);
+    let over = now.duration_since(end).ok().filter(|over| *over > LATE)?;
+    let why = match pod.metadata.finalizers.as_deref() {
+        None | Some([]) => "its node does not answer, or its containers do not end".to_owned(),
+        Some(finalizers) => format!("it has finalizers ({})", finalizers.join(", ")),
+    };
+    Some(format!("it was deleted, and should have been gone {} ago: {why}", duration(over)))
 }
 
 /// The phase of a pod that has ended.
@@ -57,10 +84,32 @@ mod tests {
             let why = "0/3 nodes are available";
             let conditions =
                 json!([{"type": "PodScheduled", "status": scheduled, "reason": "Unschedulable", "message": why}]);
-            of(&serde_json::from_value(json!({"phase": "Pending", "conditions": conditions})).unwrap())
+            let pod = json!({"metadata": {}, "status": {"phase": "Pending", "conditions": conditions}});
+            of(&serde_json::from_value(pod).unwrap(), SystemTime::UNIX_EPOCH)
         };
         assert_eq!(pod("False"), ["no node runs it: 0/3 nodes are available"]);
         assert_eq!(pod("True"), [""; 0]);
+    }
+
+    #[test]
+    fn a_pod_on_a_lost_node_says_so() {
+        let status = json!({"phase": "Unknown", "reason": "NodeLost", "message": "Node a is unresponsive"});
+        let pod = serde_json::from_value(json!({"metadata": {}, "status": status})).unwrap();
+        assert_eq!(of(&pod, SystemTime::UNIX_EPOCH), ["it is Unknown: NodeLost: Node a is unresponsive"]);
+    }
+
+    #[test]
+    fn a_pod_that_outlives_its_deletion_says_why() {
+        let at = |seconds: u64, finalizers: &[&str]| {
+            let metadata = json!({"deletionTimestamp": "1970-01-01T00:01:00Z", "finalizers": finalizers});
+            let pod = serde_json::from_value(json!({"metadata": metadata})).unwrap();
+            of(&pod, SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+        };
+        assert_eq!(at(10, &[]), [""; 0], "its containers have time to end");
+        assert_eq!(at(80, &[]), [""; 0]);
+        let gone = "it was deleted, and should have been gone 1m0s ago: ";
+        assert_eq!(at(120, &[]), [format!("{gone}its node does not answer, or its containers do not end")]);
+        assert_eq!(at(120, &["a/b"]), [format!("{gone}it has finalizers (a/b)")]);
     }
 
     #[test]
