@@ -39,6 +39,8 @@ mod known;
 mod laboratory;
 #[path = "shells/shapes.rs"]
 mod shapes;
+#[path = "shells/told.rs"]
+mod told;
 
 use laboratory::{Laboratory, Tried, injected, options, run_in, try_all};
 

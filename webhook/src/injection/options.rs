@@ -39,6 +39,9 @@ mod text;
 
 /// The most text that is read for one container, in bytes, put together by its scripts or not. Real ones are a hundredth.
 const MAX_TEXT: usize = 2 * 1024 * 1024;
+/// Commands of etcdctl, by which it is seen that it is the program of an image.
+const COMMANDS: &str =
+    "snapshot member endpoint defrag get put del compaction alarm user role auth lease move-leader txn check watch";
 
 /// A container's command lines, read.
 #[derive(Debug, Default)]
@@ -90,11 +93,14 @@ impl Options {
             Some(at) => format!("args[{at}]"),
             None => format!("command[{at}]"),
         };
-        options.entrypoint = commands == 0 && words.first().is_none_or(|first| first.prefix().starts_with('-'));
-        let followed = match options.entrypoint {
+        let run = Run::read(Tool::Etcdctl, &words, String::new());
+        let client = commands == 0 && run.words.first().is_some_and(|word| programs::has(COMMANDS, word));
+        let flags = words.first().is_none_or(|first| first.prefix().starts_with('-'));
+        options.entrypoint = commands == 0 && flags && !client;
+        let followed = match options.entrypoint || client {
             true if words.is_empty() => Ok(()),
             true => {
-                shell.tool(Tool::Etcd, &words, &[], "args");
+                shell.tool(if client { Tool::Etcdctl } else { Tool::Etcd }, &words, &[], "args");
                 Ok(())
             }
             false => shell.program(&words, &[], &place),

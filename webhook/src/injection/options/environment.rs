@@ -82,7 +82,6 @@ impl Environment {
 /// How much a `valueFrom` can bring.
 fn kind(from: &Json<'_>) -> Kind {
     let path = from.get("fieldRef").get("fieldPath").as_str();
-    let word =
-        path.is_some_and(|path| !path.starts_with("metadata.annotations") && !path.starts_with("metadata.labels"));
+    let word = path.is_some_and(|path| !path.starts_with("metadata.annotations"));
     if word || !from.get("resourceFieldRef").is_null() { Kind::Word } else { Kind::Any }
 }

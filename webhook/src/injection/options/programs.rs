@@ -10,6 +10,7 @@ use super::{
 pub(in crate::injection) enum Tool {
     Etcd,
     Etcdctl,
+    Etcdutl,
 }
 
 impl Tool {
@@ -18,6 +19,7 @@ impl Tool {
         match self {
             Self::Etcd => "etcd",
             Self::Etcdctl => "etcdctl",
+            Self::Etcdutl => "etcdutl",
         }
     }
 }
@@ -151,6 +153,7 @@ pub(super) fn step(words: &[Text]) -> Step {
     match basename(program) {
         "etcd" => return Step::Tool(Tool::Etcd),
         "etcdctl" => return Step::Tool(Tool::Etcdctl),
+        "etcdutl" => return Step::Tool(Tool::Etcdutl),
         // No program has such a name: `[ -e a && -e b ]`.
         _ if program.starts_with('-') => return Step::Harmless,
         _ if words.iter().all(|word| word.as_str().is_some_and(|text| has(IMAGE, text))) => return Step::Image,
@@ -214,8 +217,8 @@ fn shell(words: &[Text], name: &str) -> Step {
         at += 1;
         match letters {
             "" | "-" => break,
-            "-norc" | "-noprofile" | "-posix" => continue,
-            _ if !letters.chars().all(|c| "bcefhmuvxopCEHTO".contains(c)) => {
+            "-norc" | "-noprofile" | "-posix" | "-login" => continue,
+            _ if !letters.chars().all(|c| "bcefhlmuvxopCEHTO".contains(c)) => {
                 return unknown(format!("with {text}, by which it reads more than is written in the pod"));
             }
             _ => string |= letters.contains('c'),
@@ -341,6 +344,11 @@ pub(super) fn filtered(words: &[Text], input: Option<&Text>) -> Option<Text> {
         [all @ .., file] if ADDRESSES.contains(file) => (all, Some(Text::hole(*file, Kind::Words))),
         all => (all, None),
     };
+    if let ("tr", [from, to]) = (name, arguments)
+        && let Some(text) = input.and_then(|input| input.replaced(from, to))
+    {
+        return Some(text);
+    }
     let of_words =
         read.as_ref().or(input).filter(|input| input.kind() <= Kind::Words && !input.prefix().starts_with('-'));
     if let ("grep" | "egrep", ["-o" | "-oE" | "-Eo", pattern]) = (name, arguments) {
@@ -351,7 +359,7 @@ pub(super) fn filtered(words: &[Text], input: Option<&Text>) -> Option<Text> {
     let number = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_digit());
     let prints = |program: &str| {
         let behind = if program.starts_with('/') { program.rfind('{').unwrap_or_default() } else { 0 };
-        let program = program[behind..].replace(' ', "");
+        let program = program[behind..].replace(' ', "").replace(";exit", "");
         let program = program.trim_start_matches("NR==1").trim_start_matches("END");
         let field = program.strip_prefix("{print$").and_then(|rest| rest.strip_suffix('}'));
         field.is_some_and(|field| field == "NF" || number(field))
@@ -379,7 +387,7 @@ pub(super) fn filtered(words: &[Text], input: Option<&Text>) -> Option<Text> {
         // The first of each line begins as the line does.
         ("awk", [by, program]) => (one || program.ends_with("$1}")) && by.starts_with("-F") && prints(program),
         ("awk", ["-F", _, program]) => (one || program.ends_with("$1}")) && prints(program),
-        ("cut", [letters]) if letters.starts_with("-c") => one,
+        ("cut", all) if all.concat().starts_with("-c") => one || all.concat().starts_with("-c1-"),
         ("cut", all) => cuts(all).is_some(),
         (
             "paste",
@@ -458,9 +466,11 @@ pub(super) fn output(words: &[Text]) -> Text {
         ("date", [format]) if format.starts_with("+%") && !format.contains(char::is_whitespace) => Kind::Word,
         ("id", ["-un" | "-gn"]) | ("uname", ["-n" | "-m" | "-s" | "-r"]) | ("whoami", []) => Kind::Word,
         ("basename" | "dirname", [_] | [_, _]) if words[1..].iter().all(|word| word.kind() == Kind::Word) => Kind::Word,
-        ("wc", ["-l" | "-w" | "-c"]) => Kind::Words,
+        ("wc", ["-l" | "-w" | "-c"]) | ("md5sum" | "sha1sum" | "sha256sum" | "sha512sum" | "cksum", []) => Kind::Words,
         ("cat", [file]) if has(ONE_WORD, file) => Kind::Word,
+        ("cat", [file]) if ADDRESSES.contains(file) => Kind::Words,
         ("hostname", ["-i" | "-I" | "-d"])
+        | ("nslookup" | "dig" | "host" | "ifconfig", _)
         | ("seq", _)
         | ("getent", ["hosts" | "ahosts" | "ahostsv4" | "ahostsv6", _]) => Kind::Words,
         ("ip", arguments) if arguments.iter().any(|word| ["a", "addr", "address", "route", "r"].contains(word)) => {

@@ -91,6 +91,8 @@ pub(super) struct Shell<'e> {
     /// Arrays, and by the name `@` the words behind the script: each of the lists that one can be; none: not known any more.
     lists: BTreeMap<String, Vec<Vec<Text>>>,
     exported: BTreeSet<String>,
+    /// Each variable that is assigned is exported.
+    allexport: bool,
     /// Variables that are assigned or exported in an undetermined way.
     tainted: BTreeSet<String>,
     /// The bodies of functions; `None`: one of several, or none.
@@ -175,6 +177,7 @@ impl<'e> Shell<'e> {
             script: Script::default(),
             variables: BTreeMap::new(),
             exported: BTreeSet::new(),
+            allexport: false,
             lists: BTreeMap::from([("@".to_owned(), vec![Vec::new()])]),
             tainted: BTreeSet::new(),
             functions: BTreeMap::new(),
@@ -286,6 +289,14 @@ impl<'e> Shell<'e> {
         self.assignments += 1;
         if self.parsing {
             return Ok(());
+        }
+        // The shell runs what is in it when it shows its commands.
+        if name == "PS4" && texts.iter().flatten().any(|text| ["$(", "`"].iter().any(|way| text.shown().contains(way)))
+        {
+            return self.doubt("sets PS4 to what runs programs");
+        }
+        if self.allexport && name.starts_with("ETCD") && self.exported.insert(name.to_owned()) && self.perhaps > 0 {
+            self.tainted.insert(name.to_owned());
         }
         if let Some(list) = self.lists.get_mut(name) {
             // Its first item.

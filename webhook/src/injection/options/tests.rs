@@ -40,6 +40,38 @@ fn every_spelling_of_a_flag() {
     assert_eq!(options.flag(Tool::Etcd, "trusted-ca-file"), None);
 }
 
+/// A label's value is a name, and an annotation's any text.
+#[test]
+fn a_label_holds_no_flags() {
+    let by = |path: &str| {
+        let env = json!([{"name": "X", "valueFrom": {"fieldRef": {"fieldPath": path}}}]);
+        read(&json!({"name": "etcd", "command": ["sh", "-c", "exec etcd --name=a-$X"], "env": env})).undetermined
+    };
+    assert_eq!(by("metadata.labels['apps.kubernetes.io/pod-index']"), None);
+    assert!(by("metadata.annotations['a']").is_some());
+}
+
+/// Of an image whose program is etcdctl, the words are etcdctl's.
+#[test]
+fn the_words_of_an_image_of_etcdctl_are_etcdctls() {
+    for words in [
+        json!(["snapshot", "save", "/x", "--cacert=/a", "--cert", "/b"]),
+        json!(["--cacert=/a", "--cert", "/b", "--endpoints", "https://etcd:2379", "member", "list"]),
+    ] {
+        let options = read(&json!({"name": "backup", "image": "etcdctl", "args": words}));
+        assert!(!options.entrypoint && !options.runs_etcd() && options.undetermined_client.is_none(), "{words}");
+        assert_eq!(options.flag(Tool::Etcdctl, "cacert"), text("/a"), "{words}");
+        assert_eq!(options.flag(Tool::Etcdctl, "cert"), text("/b"), "{words}");
+    }
+    let words = json!(["snapshot", "save", "$(WHERE)"]);
+    let env = json!([{"name": "WHERE", "value": "/x --cacert=/a"}]);
+    assert_eq!(read(&json!({"name": "a", "args": words, "env": env})).flag(Tool::Etcdctl, "cacert"), None);
+    // The words of etcd's own image are etcd's.
+    for words in [json!(["--name=snapshot"]), json!(["--name", "member", "--cert-file=/a"]), json!(["--pre-vote"])] {
+        assert!(read(&json!({"name": "etcd", "args": words})).entrypoint, "{words}");
+    }
+}
+
 #[test]
 fn a_value_that_looks_like_the_program_is_a_value() {
     let options = command(&["tini", "--", "etcd", "--data-dir", "/var/lib/etcd", "--key-file=/k"]);

@@ -68,6 +68,13 @@ impl Text {
         }
     }
 
+    /// With one character in place of another, where all of it is known.
+    pub(super) fn replaced(&self, from: &str, to: &str) -> Option<Self> {
+        let to = if to == "\\n" { "\n" } else { to };
+        let one = |text: &str| text.len() == 1 && !"\\*?[\"'$`".contains(text);
+        self.as_str().filter(|_| one(from) && one(to)).map(|text| Self::known(&text.replace(from, to)))
+    }
+
     /// The text with its holes as they are shown.
     pub(super) fn shown(&self) -> String {
         self.0

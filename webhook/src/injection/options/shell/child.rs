@@ -129,7 +129,7 @@ impl Shell<'_> {
         self.branch |= self.perhaps > 0;
         let outer = (self.perhaps, self.left_early, self.process, self.turn, self.function.take());
         (self.perhaps, self.left_early, self.process, self.turn) = (0, 0, 0, None);
-        let level = self.around.level.take();
+        let (level, allexport) = (self.around.level.take(), std::mem::take(&mut self.allexport));
         for (name, texts) in &mut self.variables {
             let passed = self.exported.contains(name) || self.environment.by_name.contains_key(name);
             // An array is never passed on.
@@ -147,7 +147,7 @@ impl Shell<'_> {
         (self.variables, self.exported, self.functions) = (variables, exported, functions);
         self.lists = lists;
         (self.perhaps, self.left_early, self.process, self.turn, self.function) = outer;
-        self.around.level = level;
+        (self.around.level, self.allexport) = (level, allexport);
         (self.branch, self.assignments) = (branch, assignments);
         self.depth -= 1;
         Ok(())

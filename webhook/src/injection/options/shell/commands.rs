@@ -195,22 +195,20 @@ impl Shell<'_> {
             "export" | "readonly" | "local" | "declare" | "typeset" => {
                 let names: Vec<String> = plain()?.iter().map(|&name| name.to_owned()).collect();
                 let declares = matches!(words[0].as_str(), Some("export" | "declare" | "typeset"));
+                let is_option = |letter: char| names.iter().any(|n| n.starts_with('-') && n.contains(letter));
                 for name in names.iter().filter(|name| !name.starts_with('-')) {
-                    let exports = declares && (words[0].as_str() == Some("export") || names.iter().any(|n| n == "-x"));
+                    let exports = declares && (words[0].as_str() == Some("export") || is_option('x'));
                     if !programs::is_name(name) || words[0].as_str() == Some("local") && self.function.is_none() {
                         return self.doubt(format!("says {all}, which is not understood"));
                     }
-                    if names.iter().any(|n| n == "-A") {
+                    if is_option('A') {
                         self.assign_list(name, Vec::new())?;
                     }
                     if exports && self.exported.insert(name.clone()) && self.perhaps > 0 {
                         self.tainted.insert(name.clone());
                     }
                 }
-                if names
-                    .iter()
-                    .any(|name| name.starts_with('-') && !["-x", "-r", "-p", "-a", "-A", "--"].contains(&name.as_str()))
-                {
+                if names.iter().any(|n| n.starts_with('-') && !n.chars().all(|c| "-xrpaA".contains(c))) {
                     return self.doubt(format!("says {all}, which is not understood"));
                 }
             }
@@ -343,7 +341,8 @@ impl Shell<'_> {
     /// `set`: the shell's options, and its arguments.
     fn options(&mut self, words: &[Text], all: &str) -> Followed {
         let mut at = 0;
-        while let Some(letters) = words.get(at).and_then(Text::as_str).and_then(|word| word.strip_prefix(['-', '+'])) {
+        while let Some(word) = words.get(at).and_then(Text::as_str).filter(|word| word.starts_with(['-', '+'])) {
+            let letters = &word[1..];
             at += 1;
             let option = words.get(at).and_then(Text::as_str).filter(|_| letters.contains('o'));
             if letters.starts_with('-') || letters.is_empty() {
@@ -352,9 +351,11 @@ impl Shell<'_> {
             self.errexit |= letters.contains('e') || option == Some("errexit");
             // A file that is there is not written.
             self.branch |= letters.contains('C') || option == Some("noclobber");
-            if letters.contains(['a', 'k']) || matches!(option, Some("allexport" | "keyword")) {
+            let exports = letters.contains('a') || option == Some("allexport");
+            if letters.contains('k') || option == Some("keyword") || exports && self.perhaps > 0 {
                 return self.doubt(format!("says {all}"));
             }
+            self.allexport = if exports { word.starts_with('-') } else { self.allexport };
             at += usize::from(option.is_some());
         }
         match words.get(at) {

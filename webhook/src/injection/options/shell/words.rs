@@ -146,9 +146,9 @@ impl Shell<'_> {
                 self.script = outer;
                 self.expand(word, vec![Some(text)], quoted)
             }
-            _ if self.ahead("'") && !quoted => {
+            _ if (self.ahead("'") || self.ahead("\"")) && !quoted => {
                 self.quoted(&mut Word::new(false))?;
-                self.expand(word, vec![Some(Text::hole("$'…'", Kind::Many))], true)
+                self.expand(word, vec![Some(Text::hole("$'…' or $\"…\"", Kind::Many))], true)
             }
             _ if self.eat("((") => {
                 let text = self.arithmetic()?;
@@ -217,6 +217,12 @@ impl Shell<'_> {
         let operator = self.peek().unwrap_or_default();
         if !is_parameter(&name) || !"-=+?".contains(operator) {
             let text = self.raw('{', '}')?;
+            if let Some((from, to)) = text.strip_prefix("//").and_then(|text| text.split_once('/')).filter(|_| !colon)
+                && let [Some(known)] = self.scalar(&name)?.as_slice()
+                && let Some(text) = known.replaced(from, to)
+            {
+                return self.expand(word, vec![Some(text)], quoted);
+            }
             let kind = self.part(&name, colon, &text, quoted || !word.splits)?;
             let text = format!("${{{name}{}{text}}}", if colon { ":" } else { "" });
             return self.expand(word, vec![Some(Text::hole(text, kind))], quoted);
