@@ -7,8 +7,8 @@
 //! listeners, reload,   at, how it can be restarted, and whether
 //! ending               it comes back
 //! contract, asking,    what would fail or stop it, and what is in
-//! hosts, stops,        the way
-//! checks, mesh                                                       (decide)
+//! written, hosts,      the way
+//! stops, checks, mesh                                                (decide)
 //! pod, parts, present  what the pod gets; what of it is there already
 //! resources            what its own resources leave room for
 //! told                 what a live member's etcd is told, for `check pod` and `status`
@@ -41,6 +41,7 @@ mod stops;
 mod told;
 mod urls;
 mod view;
+mod written;
 
 pub(crate) use self::{
     environment::{STATE_ENV, STATE_NONE},

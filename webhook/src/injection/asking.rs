@@ -8,6 +8,7 @@ use etcd_tls_contract::{names, role::Role};
 use super::{
     Target, Work,
     contract::short,
+    hosts::{Held, held},
     json::Json,
     listeners::is_loopback,
     options::{self, Kept, Options, Run, Setting, Tool},
@@ -30,9 +31,14 @@ const TOOLS: [(&str, &[&str]); 3] = [
 #[derive(Default)]
 pub(super) struct DialledEtcd {
     clients: BTreeSet<u16>,
-    metrics: BTreeSet<u16>,
+    /// Others that want a client certificate: those of metrics and of members.
+    others: BTreeSet<u16>,
+    /// Those of metrics without TLS.
+    plain: BTreeSet<u16>,
     /// Those at loopback addresses alone, which kubelet does not reach.
     inner: BTreeSet<u16>,
+    /// All ports of the pod, where no other program can have one.
+    all: Option<BTreeSet<u16>>,
     /// It trusts the certificates of etcd-tls alone.
     ours: bool,
 }
@@ -44,8 +50,9 @@ impl DialledEtcd {
         servers.peek()?;
         let mut asked = Self { ours: true, ..Self::default() };
         let mut outer = BTreeSet::new();
-        for Target { options, .. } in servers {
+        for Target { options, roles, .. } in servers {
             let urls = |option| urls::urls(setting(options, option).as_ref());
+            let https = |option| urls(option).into_iter().filter(|url| url.https).map(|url| url.port);
             for url in ["listen-client-urls", "listen-metrics-urls", "listen-peer-urls"].into_iter().flat_map(urls) {
                 if is_loopback(&url.host) {
                     asked.inner.insert(url.port)
@@ -54,8 +61,28 @@ impl DialledEtcd {
                 };
             }
             asked.clients.extend(urls("listen-client-urls").iter().map(|url| url.port));
-            asked.metrics.extend(urls("listen-metrics-urls").iter().filter(|url| url.https).map(|url| url.port));
+            asked.plain.extend(urls("listen-metrics-urls").iter().filter(|url| !url.https).map(|url| url.port));
+            asked.others.extend(https("listen-metrics-urls"));
+            asked.others.extend(https("listen-peer-urls").filter(|_| roles.contains(&Role::Peer)));
             asked.ours &= text(setting(options, "trusted-ca-file")).is_none_or(|path| is_below(&path, mount));
+        }
+        if let [Target { container, options, .. }] = targets {
+            // A script that is understood runs no program that is not known; of those, few listen.
+            let others = ["nc -l", "ncat", "socat", " serve", "proxy", "forward"];
+            let mut words = container.words("command").chain(container.words("args"));
+            let alone = options.runs_etcd()
+                && options.undetermined.is_none()
+                && !words.any(|word| others.iter().any(|other| word.contains(other)));
+            let written = |option| {
+                let setting = setting(options, option);
+                setting.is_some() && urls::unclear(setting.as_ref()).is_none()
+            };
+            let known = alone
+                && !options.is_proxy()
+                && ["listen-client-urls", "listen-peer-urls"].into_iter().all(written)
+                && ["config-file", "listen-client-http-urls"].iter().all(|option| setting(options, option).is_none())
+                && (setting(options, "listen-metrics-urls").is_none() || written("listen-metrics-urls"));
+            asked.all = known.then(|| outer.union(&asked.inner).copied().collect());
         }
         asked.inner.retain(|port| !outer.contains(port));
         Some(asked)
@@ -66,15 +93,25 @@ impl DialledEtcd {
         self.clients.contains(&port) || (self.clients.is_empty() && port == 2379)
     }
 
+    /// True if all of these endpoints are another server's at the pod's loopback, such as an etcd that a script starts for a while.
+    fn is_anothers(&self, endpoints: &str) -> bool {
+        let anothers = |endpoint: &str| {
+            let host =
+                endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest).rsplit_once(':').map(|(host, _)| host);
+            host.is_some_and(is_loopback) && port(endpoint).is_some_and(|port| !self.is_client(port))
+        };
+        endpoints.split(',').map(str::trim).all(anothers)
+    }
+
     fn wants_certificate(&self, port: u16) -> bool {
-        self.is_client(port) || self.metrics.contains(&port)
+        self.is_client(port) || self.others.contains(&port)
     }
 }
 
 /// A container that may ask etcd.
-struct Asker<'a, 'b> {
-    container: Container<'a>,
-    options: &'b Options,
+pub(super) struct Asker<'a, 'b> {
+    pub(super) container: Container<'a>,
+    pub(super) options: &'b Options,
     /// Etcd itself runs in it.
     member: bool,
     /// It gets a client's certificate, and the variables of etcdctl.
@@ -96,7 +133,7 @@ impl<'a> Work<'a> {
             None if client && !target.roles.contains(&Role::Peer) => {
                 let elsewhere = DialledEtcd::default();
                 let before = self.warnings.len();
-                self.check_endpoints(&asker);
+                self.check_endpoints(&asker, &elsewhere);
                 if self.warnings.len() == before {
                     self.check_plain_urls(&asker, &elsewhere);
                 }
@@ -141,8 +178,9 @@ impl<'a> Work<'a> {
         let before = self.warnings.len();
         self.check_probes(&asker.container, asked, asker.member);
         self.check_requests(asker, asked);
-        self.check_etcdctl(asker, asked.ours);
-        self.check_endpoints(asker);
+        self.check_etcdctl(asker, asked);
+        self.check_endpoints(asker, asked);
+        self.check_written(asker);
         if self.warnings.len() == before {
             self.check_plain_urls(asker, asked);
         }
@@ -163,7 +201,19 @@ impl<'a> Work<'a> {
                 let elsewhere = handler.get("host").as_str().is_some_and(|host| !here(host));
                 let port = reload::port(handler.get("port"), container);
                 let Some(port) = port.filter(|_| !elsewhere) else { continue };
-                if kind != "tcpSocket" && asked.wants_certificate(port) {
+                if kind == "httpGet" && handler.get("scheme").as_str() == Some("HTTPS") && asked.plain.contains(&port) {
+                    self.warnings.push(format!(
+                        "container {}: its {field} asks port {port} by HTTPS, and --listen-metrics-urls has it without TLS, so it \
+                         will fail for ever; leave out scheme",
+                        container.name
+                    ));
+                } else if member && self.is_nobodys(port, asked) {
+                    self.warnings.push(format!(
+                        "container {}: its {field} asks port {port}, where etcd does not listen, so it will fail for ever; ask a \
+                         port of --listen-client-urls or --listen-metrics-urls",
+                        container.name
+                    ));
+                } else if kind != "tcpSocket" && asked.wants_certificate(port) {
                     self.warnings.push(format!(
                         "container {}: its {field} asks a port that wants a client certificate by {kind} and has none, so it \
                          will fail for ever; probe an http:// URL of --listen-metrics-urls, or use tcpSocket",
@@ -181,6 +231,13 @@ impl<'a> Work<'a> {
                 }
             }
         }
+    }
+
+    /// True if no program of the pod listens at a port that a probe asks.
+    fn is_nobodys(&self, port: u16, asked: &DialledEtcd) -> bool {
+        let alone = self.pod.containers.iter().filter(|c| c.runs_on() && !c.is_injected()).count() == 1;
+        let known = asked.all.as_ref().filter(|_| alone && !self.pod.flag("hostNetwork"));
+        known.is_some_and(|ports| !ports.contains(&port)) && port != self.settings.admin_port
     }
 
     /// curl, wget and grpc_health_probe in scripts, probes and hooks that ask etcd's port without TLS or without a certificate.
@@ -220,14 +277,15 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Runs of etcdctl that have no certificate, or another's. `ours`: etcd trusts no other.
-    fn check_etcdctl(&mut self, asker: &Asker<'a, '_>, ours: bool) {
+    /// Runs of etcdctl that have no certificate, or another's.
+    fn check_etcdctl(&mut self, asker: &Asker<'a, '_>, asked: &DialledEtcd) {
         let Asker { container, options, member, client, advice } = asker;
         let (name, mount) = (container.name, self.settings.mount_path.clone());
         let has_files = *client || *member || mounts_files(container);
         let mut said = BTreeSet::new();
         let mut say = |warning: String| said.extend([warning]);
-        for run in options.runs_of(Tool::Etcdctl).filter(|run| run.dials()) {
+        let elsewhere = |run: &&Run| of_run(options, run, "endpoints").is_some_and(|all| asked.is_anothers(&all));
+        for run in options.runs_of(Tool::Etcdctl).filter(|run| run.dials() && !elsewhere(run)) {
             let place = &run.place;
             // The program's older half has options and variables of its own.
             let older = match run.variables.get("ETCDCTL_API") {
@@ -239,7 +297,7 @@ impl<'a> Work<'a> {
                     "container {name}: {place} gives etcdctl {}, which the container does not have; {advice}",
                     short(&path)
                 )),
-                Some(path) if !path.is_empty() && !path.contains('$') && !is_below(&path, &mount) && ours => {
+                Some(path) if !path.is_empty() && !path.contains('$') && !is_below(&path, &mount) && asked.ours => {
                     say(format!(
                         "container {name}: {place} gives etcdctl {}, which etcd will not trust; name {mount}/client/tls.crt, \
                          {}",
@@ -275,12 +333,15 @@ impl<'a> Work<'a> {
     }
 
     /// Runs of etcdctl without TLS, or by a name that no certificate holds.
-    fn check_endpoints(&mut self, asker: &Asker<'a, '_>) {
+    fn check_endpoints(&mut self, asker: &Asker<'a, '_>, asked: &DialledEtcd) {
         let (options, name) = (asker.options, asker.container.name);
         let runs = options.runs_of(Tool::Etcdctl).filter(|run| run.dials());
         let said: BTreeSet<String> = runs
             .filter_map(|run| {
                 let (endpoints, place) = (of_run(options, run, "endpoints")?, &run.place);
+                if asked.is_anothers(&endpoints) {
+                    return None;
+                }
                 if endpoints.contains("http://") {
                     return Some(format!(
                         "container {name}: {place} gives etcdctl the endpoint {}, which will speak TLS; write https://",
@@ -292,8 +353,11 @@ impl<'a> Work<'a> {
                 if unverified || of_run(options, run, "cacert").is_some_and(theirs) {
                     return None;
                 }
-                let host = endpoints.split(',').find_map(|endpoint| self.unqualified(endpoint.trim()))?;
-                Some(format!("container {name}: {place} gives etcdctl an endpoint with {}", self.not_held(host)))
+                let hosts = || endpoints.split(',').map(str::trim);
+                let told = hosts().find_map(|endpoint| self.unqualified(endpoint)).map(|host| self.not_held(host));
+                let unheld = || hosts().filter(|_| asker.member).find_map(|url| self.unheld(asker, url, Role::Server));
+                let told = told.or_else(unheld)?;
+                Some(format!("container {name}: {place} gives etcdctl an endpoint with {told}"))
             })
             .collect();
         self.warnings.extend(said);
@@ -306,6 +370,19 @@ impl<'a> Work<'a> {
         let letters = host.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
         let known = host.is_empty() || host == "localhost" || self.settings.extra_sans.dns.contains(host);
         (letters && !known && self.config.host.is_none()).then_some(host)
+    }
+
+    /// What is said of a URL of this member, or of another of its cluster, without the namespace.
+    pub(super) fn unheld(&self, asker: &Asker<'a, '_>, url: &str, role: Role) -> Option<String> {
+        let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+        let host = rest.rsplit_once(':').map_or(rest, |(host, _)| host);
+        let short_name = host.matches('.').count() < 2 && !host.ends_with(".svc");
+        match held(host, role, &self.facts(asker.container)) {
+            Held::Never(Some(instead)) if short_name && self.settings.is_ours() && self.config.host.is_none() => {
+                Some(format!("the name {}, which no certificate will hold; write {}", short(host), short(&instead)))
+            }
+            _ => None,
+        }
     }
 
     fn not_held(&self, host: &str) -> String {

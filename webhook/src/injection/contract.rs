@@ -12,6 +12,7 @@ use super::{
     options::{Setting, Tool},
     paths::is_below,
     urls::{self, Url, setting},
+    view::Container,
 };
 
 /// The options with URLs of etcd, and whether others dial their hosts or receive them.
@@ -53,7 +54,10 @@ impl<'a> Work<'a> {
     pub(super) fn check_groups(&mut self, target: &Target<'a>) {
         let mut said = BTreeSet::new();
         for run in &target.options.runs {
-            let Some(by) = run.dropped.as_ref().filter(|by| said.insert((*by).clone())) else { continue };
+            let Some(by) = run.dropped.as_ref().filter(|_| run.tool != Some(Tool::Etcdutl)) else { continue };
+            if !said.insert(by.clone()) {
+                continue;
+            }
             self.warnings.push(format!(
                 "container {}: {} runs {} by {by}, which takes the pod's groups from it, and group {} may read the keys; \
                  set runAsUser in its securityContext instead",
@@ -187,18 +191,33 @@ impl<'a> Work<'a> {
     /// TLS 1.3 has suites for all keys.
     fn check_suites(&mut self, target: &Target<'a>) {
         let Target { container, options, .. } = target;
-        let Some(Setting::Text(suites)) = setting(options, "cipher-suites") else { return };
+        let of = |option| match setting(options, option) {
+            Some(Setting::Text(text)) => text,
+            _ => String::new(),
+        };
+        let (first, last, suites) = (of("tls-min-version"), of("tls-max-version"), of("cipher-suites"));
+        let without = match (first.as_str(), last.as_str()) {
+            ("TLS1.3", "TLS1.2") => Some("--tls-max-version is TLS1.2"),
+            ("TLS1.3", _) if !suites.is_empty() => Some("--cipher-suites is set"),
+            _ => None,
+        };
+        if let Some(other) = without {
+            self.warnings.push(format!(
+                "container {}: --tls-min-version is TLS1.3, and {other}, at which etcd stops; leave one out",
+                container.name
+            ));
+            return;
+        }
         let theirs = |option: &&str| matches!(setting(options, option), Some(Setting::Text(file)) if !is_below(&file, &self.settings.mount_path));
         if ["cert-file", "peer-cert-file"].iter().any(theirs) {
             return;
         }
         let kind = if self.settings.key.as_str().starts_with("rsa-") { "_RSA_" } else { "_ECDSA_" };
-        let last = setting(options, "tls-max-version");
         if suites.trim().is_empty() || suites.contains('$') || suites.contains(kind) {
             return;
         }
-        let said = match last {
-            Some(Setting::Text(version)) if version == "TLS1.2" => SUITES.to_owned(),
+        let said = match last.as_str() {
+            "TLS1.2" => SUITES.to_owned(),
             _ => format!(
                 "--cipher-suites has none for {} keys, so neither a client nor an etcd without TLS 1.3 can connect; add one, or \
                  choose another etcd-tls.dev/key",
@@ -228,6 +247,21 @@ impl<'a> Work<'a> {
         }
     }
 
+    /// What certificates hold; the hosts may be others'.
+    pub(super) fn facts(&self, container: Container<'a>) -> Facts<'_> {
+        Facts {
+            namespace: self.origin.namespace,
+            container,
+            host_network: self.pod.flag("hostNetwork"),
+            extra: &self.settings.extra_sans,
+            foreign: !self.settings.is_ours(),
+            by_name: self.settings.is_of_kubelet(),
+            members: 2,
+            domain: self.config.cluster_domain.as_deref(),
+            dns: None,
+        }
+    }
+
     /// The hosts of an option that no certificate will hold, and the undetermined ones. `members`: of how many the cluster is
     /// known to be.
     fn check_hosts(
@@ -249,18 +283,9 @@ impl<'a> Work<'a> {
             return;
         }
         let name = target.container.name;
-        let facts = Facts {
-            namespace: self.origin.namespace,
-            container: target.container,
-            host_network: self.pod.flag("hostNetwork"),
-            extra: &self.settings.extra_sans,
-            foreign: !self.settings.is_ours(),
-            by_name: self.settings.is_of_kubelet(),
-            members,
-            domain: self.config.cluster_domain.as_deref(),
-            // Others' names stand in an initial cluster, too.
-            dns: self.pod.dns.filter(|_| option != "initial-cluster"),
-        };
+        // Others' names stand in an initial cluster, too.
+        let dns = self.pod.dns.filter(|_| option != "initial-cluster");
+        let facts = Facts { members, dns, ..self.facts(target.container) };
         let pattern = format!("<pod>.<service>.{}.svc", self.origin.namespace);
         let instead = |instead: Option<String>| match instead {
             Some(instead) => format!("write {}", short(&instead)),

@@ -98,6 +98,17 @@ impl<'a> Work<'a> {
         if !seen || found_otherwise || options.is_proxy() {
             return;
         }
+        let spaced = |pair: &&str| pair.starts_with(char::is_whitespace) && pair.contains('=');
+        if let Some(Setting::Text(cluster) | Setting::Open(cluster)) = of("initial-cluster")
+            && let Some(pair) = cluster.split(',').find(spaced)
+        {
+            self.warnings.push(format!(
+                "container {}: --initial-cluster has white space in front of {}, which etcd takes for a part of the name, so \
+                 that member stops; write the list without it",
+                container.name,
+                short(pair.trim())
+            ));
+        }
         let known = |setting| match setting {
             Setting::Text(text) => Some(text).filter(|text| !text.contains('$')),
             _ => None,
@@ -135,8 +146,26 @@ impl<'a> Work<'a> {
         }
     }
 
+    /// A gRPC proxy, which has flags of its own and reads no variables (etcd `etcdmain.newGRPCProxyStartCommand`).
+    pub(super) fn check_proxy(&mut self, container: &Container<'a>, options: &Options) {
+        let plain = |setting: &Setting| matches!(setting, Setting::Text(text) | Setting::Open(text) if text.contains("http://"));
+        let bare = options.runs_of(Tool::Etcd).find(|run| {
+            run.words.first().is_some_and(|word| word == "grpc-proxy")
+                && !run.flags.contains_key("cert")
+                && !run.flags.get("endpoints").is_some_and(plain)
+        });
+        self.warnings.extend(bare.map(|run| {
+            format!(
+                "container {}: {} runs etcd's grpc-proxy, which reads no ETCD_ variables; give it --cacert, --cert and --key, and \
+                 for its own port --cert-file, --key-file and --trusted-ca-file",
+                container.name, run.place
+            )
+        }));
+    }
+
     /// An etcd that is to serve TLS and gets no certificate for it. `roles`: those whose certificates it gets.
     pub(super) fn check_without(&mut self, container: &Container<'a>, options: &Options, roles: Option<&[Role]>) {
+        self.check_proxy(container, options);
         let elsewhere =
             options.is_proxy() || options.undetermined.is_some() || setting(options, "config-file").is_some();
         if !options.runs_etcd() || elsewhere {

@@ -35,9 +35,10 @@ pub(super) fn sidecar_host(host: &str) -> String {
     }
 }
 
-/// The pod's setting of etcd's `option`: by flag, else by environment variable.
+/// The pod's setting of etcd's `option`: by flag, else by environment variable. An empty one is none.
 pub(super) fn setting(options: &Options, option: &str) -> Option<Setting> {
-    options.flag(Tool::Etcd, option).or_else(|| options.variable(Tool::Etcd, &variable("ETCD", option)))
+    let set = options.flag(Tool::Etcd, option).or_else(|| options.variable(Tool::Etcd, &variable("ETCD", option)));
+    set.filter(|setting| *setting != Setting::Text(String::new()))
 }
 
 /// The environment variable of a tool's option.

@@ -300,6 +300,131 @@ fn a_probe_of_a_port_at_loopback_alone_is_said() {
     assert!(!said("http://127.0.0.1:2381", json!({"httpGet": {"host": "127.0.0.1", "port": 2381}})));
 }
 
+/// What a probe asks at a port of etcd must be what etcd says there.
+#[test]
+fn a_probe_that_nobody_answers_is_said() {
+    let said = |probe: Value, change: &dyn Fn(&mut Value)| {
+        injected(&with(|pod| {
+            let etcd = &mut pod["spec"]["containers"][0];
+            etcd["command"].as_array_mut().unwrap().push(json!("--listen-metrics-urls=http://0.0.0.0:2381"));
+            etcd["readinessProbe"] = probe;
+            change(pod);
+        }))
+        .1
+    };
+    let nobody = |port: u16, change: &dyn Fn(&mut Value)| {
+        let all = [json!({"tcpSocket": {"port": port}}), json!({"httpGet": {"path": "/readyz", "port": port}})];
+        let are =
+            all.map(|p| said(p, change).iter().any(|w| w.contains("where etcd does not listen, so it will fail")));
+        assert_eq!(are[0], are[1]);
+        are[0]
+    };
+    let same = |_: &mut Value| {};
+    assert!(nobody(12379, &same) && nobody(8080, &same));
+    assert!(!nobody(2381, &same) && !nobody(2379, &same) && !nobody(9179, &same));
+    // Something else may listen there, or etcd's own listeners are not known.
+    let beside = |pod: &mut Value| {
+        let other = json!({"name": "proxy", "securityContext": {"runAsUser": 4000}});
+        pod["spec"]["containers"].as_array_mut().unwrap().push(other);
+    };
+    let first = |words: Value| move |pod: &mut Value| pod["spec"]["containers"][0]["command"] = words.clone();
+    let on_host = |pod: &mut Value| pod["spec"]["hostNetwork"] = json!(true);
+    let by_file = |pod: &mut Value| {
+        pod["spec"]["containers"][0]["command"].as_array_mut().unwrap().push(json!("--config-file=/a"));
+    };
+    assert!(!nobody(12379, &beside) && !nobody(12379, &on_host) && !nobody(12379, &by_file));
+    assert!(!nobody(12379, &first(json!(["etcd"]))));
+    let urls = |scheme: &str| {
+        format!("--listen-client-urls={scheme}://0.0.0.0:2379 --listen-peer-urls={scheme}://0.0.0.0:2380")
+    };
+    let script = |more: &str| first(json!(["sh", "-c", format!("{more} exec etcd {}", urls("https"))]));
+    assert!(nobody(12379, &script("sleep 1;")) && !nobody(12379, &script("socat TCP-LISTEN:12379,fork TCP:a:1 &")));
+
+    let https = |port: u16| json!({"httpGet": {"path": "/health", "port": port, "scheme": "HTTPS"}});
+    let plain = said(https(2381), &same);
+    assert!(
+        plain.len() == 1 && plain[0].contains("asks port 2381 by HTTPS") && plain[0].contains("has it without TLS")
+    );
+    let members = said(https(2380), &same);
+    assert!(members.len() == 1 && members[0].contains("wants a client certificate by httpGet"), "{members:?}");
+}
+
+/// The names of a member that its own etcdctl asks.
+#[test]
+fn an_endpoint_by_a_name_that_no_certificate_holds_is_said() {
+    let said = |endpoint: &str| {
+        injected(&with(|pod| {
+            pod["metadata"]["annotations"] = json!({"etcd-tls.dev/roles": "peer,server,client"});
+            let etcd = &mut pod["spec"]["containers"][0];
+            etcd["env"] = json!([{"name": "ME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]);
+            let script = format!("etcdctl --endpoints={endpoint} endpoint health");
+            etcd["livenessProbe"] = json!({"exec": {"command": ["sh", "-c", script]}});
+        }))
+        .1
+    };
+    for (endpoint, instead) in [
+        ("https://$HOSTNAME:2379", "write ${HOSTNAME}.<service>.prod.svc"),
+        ("https://${ME}.etcd:2379", "write ${ME}.etcd.prod.svc"),
+        ("https://localhost:2379,https://etcd-0.etcd:2379", "write etcd-0.etcd.prod.svc"),
+    ] {
+        let said = said(endpoint);
+        assert!(said.len() == 1 && said[0].contains("gives etcdctl an endpoint with the name"), "{said:?}");
+        assert!(said[0].contains("which no certificate will hold") && said[0].contains(instead), "{said:?}");
+    }
+    for fine in [
+        "https://127.0.0.1:2379",
+        "https://${ME}.etcd.prod.svc:2379",
+        "https://etcd.prod:2379",
+        "https://etcd.other.svc:2379",
+        "https://etcd.example.org:2379",
+        "\"https://$X:2379\"",
+    ] {
+        assert_eq!(said(fine), [""; 0], "{fine}");
+    }
+}
+
+/// A script may start an etcd of its own for a while.
+#[test]
+fn another_server_at_the_pods_loopback_is_not_etcd() {
+    let seed = |endpoint: &str| {
+        let script = format!(
+            "etcd --listen-client-urls=http://127.0.0.1:9999 & etcdctl --endpoints={endpoint} put a b; kill %1"
+        );
+        beside("initContainers", &json!({"command": ["sh", "-c", script]}), &[])
+    };
+    for fine in ["http://127.0.0.1:9999", "localhost:9999", "http://[::1]:9999,http://localhost:9998"] {
+        assert_eq!(seed(fine), [""; 0], "{fine}");
+    }
+    for asks in ["http://127.0.0.1:2379", "http://127.0.0.1:9999,http://127.0.0.1:2379", "http://etcd.prod.svc:9999"] {
+        assert!(seed(asks).iter().any(|w| w.contains("which will speak TLS")), "{asks}");
+    }
+}
+
+/// etcd takes the URLs of its members from its data, once there is any.
+#[test]
+fn members_written_down_without_tls_are_said() {
+    let flags = |url: &str| format!("--name a --initial-cluster a={url} --initial-advertise-peer-urls={url}");
+    let restore = |tool: &str, url: &str| json!({"command": ["sh", "-c", format!("[ -d /d/member ] || {tool} snapshot restore /b {}", flags(url))]});
+    for tool in ["etcdutl", "etcdctl"] {
+        let said = beside("initContainers", &restore(tool, "http://a.etcd.prod.svc:2380"), &[]);
+        one(
+            &said,
+            &[tool, "--initial-cluster, which etcd keeps in its data", "http://a.etcd.prod.svc:2380", "https://"],
+        );
+        let said = beside("initContainers", &restore(tool, "https://a.etcd:2380"), &[]);
+        one(&said, &[tool, "which etcd keeps in its data", "the name a.etcd", "write a.etcd.prod.svc"]);
+        for fine in ["https://a.etcd.prod.svc:2380", "https://10.0.0.7:2380", "http://localhost:2380"] {
+            assert_eq!(beside("initContainers", &restore(tool, fine), &[]), [""; 0], "{fine}");
+        }
+    }
+    let join = json!({"command": ["etcdctl", "member", "add", "a", "--peer-urls=http://a.etcd.prod.svc:2380"]});
+    let named = [("roles", "peer,server,client"), ("containers", "etcd,backup")];
+    one(&beside("initContainers", &join, &named), &["--peer-urls, which etcd keeps in its data", "write https://"]);
+    // A program that needs no key may be run without the group that reads it.
+    let dropped = json!({"command": ["gosu", "etcd", "etcdutl", "snapshot", "status", "/b"]});
+    assert_eq!(beside("initContainers", &dropped, &named), [""; 0]);
+}
+
 /// A number that etcdctl prints holds no flags, so the flags of what it is given to are known.
 #[test]
 fn a_hook_by_the_number_of_the_member_is_understood() {

@@ -39,6 +39,75 @@ fn an_initial_cluster_without_the_member_is_said() {
     }
 }
 
+/// etcd takes white space for a part of the name: the member that lacks it is another pod of the StatefulSet.
+#[test]
+fn white_space_in_an_initial_cluster_is_said() {
+    let cluster = |separator: &str| {
+        said(|c| {
+            c["env"] = json!([{"name": "ME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]);
+            set(c, "name", "$(ME)");
+            set(c, "initial-advertise-peer-urls", "https://$(ME).etcd.prod.svc:2380");
+            let members = ["a", "b"].map(|name| format!("{name}=https://{name}.etcd.prod.svc:2380"));
+            set(c, "initial-cluster", &members.join(separator));
+        })
+    };
+    for separator in [", ", ",\n", ",\t"] {
+        has(&cluster(separator), &["has white space in front of b=https://b.etcd.prod.svc:2380", "that member stops"]);
+    }
+    assert_eq!((cluster(","), cluster(",,")), (Vec::new(), Vec::new()));
+}
+
+#[test]
+fn what_goes_not_with_tls_1_3_alone_is_said() {
+    let with = |other: &str, value: &str, least: &str| {
+        said(|c| {
+            set(c, "tls-min-version", least);
+            set(c, other, value);
+        })
+    };
+    let suite = "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256";
+    for (other, value) in [("cipher-suites", suite), ("tls-max-version", "TLS1.2")] {
+        has(&with(other, value, "TLS1.3"), &["--tls-min-version is TLS1.3, and", other, "etcd stops"]);
+        assert_eq!(with(other, value, "TLS1.2"), [""; 0]);
+    }
+    assert_eq!(with("tls-max-version", "TLS1.3", "TLS1.3"), [""; 0]);
+}
+
+#[test]
+fn a_grpc_proxy_without_flags_of_its_own_is_said() {
+    let proxy = |flags: &str| {
+        let words = format!("etcd grpc-proxy start --listen-addr=0.0.0.0:23790 {flags}");
+        injected(&with(|pod| {
+            pod["metadata"]["annotations"] = json!({"etcd-tls.dev/roles": "server,client"});
+            pod["spec"]["containers"][0]["command"] = words.split_whitespace().collect();
+        }))
+        .1
+    };
+    let words = ["which reads no ETCD_ variables", "--cacert, --cert and --key"];
+    has(&proxy("--endpoints=https://etcd.prod.svc:2379"), &words);
+    has(&proxy("--cert-file=/a --key-file=/b"), &words);
+    let given = "--endpoints=https://etcd.prod.svc:2379 --cacert=/a --cert=/b --key /c";
+    assert_eq!(proxy(given), [""; 0]);
+    // Beside etcd.
+    let beside = injected(&with(|pod| {
+        let mut proxy = json!({"name": "metrics", "securityContext": {"runAsUser": 4000}});
+        proxy["command"] = json!(["sh", "-c", "exec etcd grpc-proxy start --endpoints https://localhost:2379"]);
+        pod["spec"]["containers"].as_array_mut().unwrap().push(proxy);
+    }));
+    has(&beside.1, &["container metrics: command[2] line 1", words[0]]);
+}
+
+/// etcd takes an empty variable for none.
+#[test]
+fn an_empty_setting_is_none() {
+    for (name, option) in [("ETCD_CONFIG_FILE", "config-file"), ("ETCD_PEER_CERT_ALLOWED_CN", "peer-cert-allowed-cn")] {
+        assert_eq!(said(|c| c["env"] = json!([{"name": name, "value": ""}])), [""; 0], "{name}");
+        assert_eq!(flag(option, ""), [""; 0], "{option}");
+        assert_ne!(flag(option, "/a"), [""; 0], "{option}");
+    }
+    has(&flag("listen-client-urls", ""), &["--listen-client-urls is not set"]);
+}
+
 /// What etcd advertises matters no more where it is not even listed.
 #[test]
 fn a_member_that_is_not_listed_is_said_whatever_it_advertises() {
