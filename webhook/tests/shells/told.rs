@@ -51,6 +51,21 @@ const TOLD: &[Known] = &[
         Refused("does not export it"),
     ),
     ("declared-at-once", &["bash", "-c", "declare -rx ETCD_CERT_FILE=/x; exec etcd --name a"], &[], None, Injected),
+    (
+        "exported-by-the-shells-option",
+        &["bash", "-o", "allexport", "-c", "ETCD_CERT_FILE=/x; exec etcd --cert-file=/y --key-file=/z"],
+        &[],
+        None,
+        Refused("starts bash with -o"),
+    ),
+    (
+        "exported-by-the-shells-environment",
+        &["bash", "-c", "ETCD_CERT_FILE=/x; exec etcd --cert-file=/y --key-file=/z"],
+        &[],
+        Some(("SHELLOPTS", "allexport")),
+        Refused("sets BASH_ENV or SHELLOPTS"),
+    ),
+    ("option-of-the-shell", &["bash", "-o", "pipefail", "-ec", "exec etcd --cert-file=/x"], &[], None, Injected),
     // Digests, and the beginnings of lines.
     (
         "digest",

@@ -218,7 +218,9 @@ fn shell(words: &[Text], name: &str) -> Step {
         match letters {
             "" | "-" => break,
             "-norc" | "-noprofile" | "-posix" | "-login" => continue,
-            _ if !letters.chars().all(|c| "bcefhlmuvxopCEHTO".contains(c)) => {
+            _ if !letters.chars().all(|c| "bcefhlmuvxopCEHTO".contains(c))
+                || letters.contains('o') && words.get(at).is_none_or(|o| has("allexport keyword", &o.shown())) =>
+            {
                 return unknown(format!("with {text}, by which it reads more than is written in the pod"));
             }
             _ => string |= letters.contains('c'),
@@ -470,8 +472,7 @@ pub(super) fn output(words: &[Text]) -> Text {
         ("cat", [file]) if has(ONE_WORD, file) => Kind::Word,
         ("cat", [file]) if ADDRESSES.contains(file) => Kind::Words,
         ("hostname", ["-i" | "-I" | "-d"])
-        | ("nslookup" | "dig" | "host" | "ifconfig", _)
-        | ("seq", _)
+        | ("seq" | "nslookup" | "dig" | "host" | "ifconfig", _)
         | ("getent", ["hosts" | "ahosts" | "ahostsv4" | "ahostsv6", _]) => Kind::Words,
         ("ip", arguments) if arguments.iter().any(|word| ["a", "addr", "address", "route", "r"].contains(word)) => {
             Kind::Words

@@ -91,8 +91,6 @@ pub(super) struct Shell<'e> {
     /// Arrays, and by the name `@` the words behind the script: each of the lists that one can be; none: not known any more.
     lists: BTreeMap<String, Vec<Vec<Text>>>,
     exported: BTreeSet<String>,
-    /// Each variable that is assigned is exported.
-    allexport: bool,
     /// Variables that are assigned or exported in an undetermined way.
     tainted: BTreeSet<String>,
     /// The bodies of functions; `None`: one of several, or none.
@@ -145,9 +143,10 @@ pub(super) struct Shell<'e> {
     piped: bool,
     /// How often it left a loop or the script.
     leaves: usize,
-    /// The loop around, and whether a command that fails ends the shell.
+    /// The loop around, whether a command that fails ends the shell, and whether what is assigned is exported.
     around: Around,
     errexit: bool,
+    allexport: bool,
     /// A handler that runs when the shell ends: its place.
     at_exit: Option<String>,
     /// There is a handler of signals.
@@ -290,7 +289,6 @@ impl<'e> Shell<'e> {
         if self.parsing {
             return Ok(());
         }
-        // The shell runs what is in it when it shows its commands.
         if name == "PS4" && texts.iter().flatten().any(|text| ["$(", "`"].iter().any(|way| text.shown().contains(way)))
         {
             return self.doubt("sets PS4 to what runs programs");

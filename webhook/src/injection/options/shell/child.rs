@@ -114,8 +114,9 @@ impl Shell<'_> {
         mut arguments: Vec<Text>,
         own: &[(String, Vec<Option<Text>>)],
     ) -> Followed {
-        if self.environment.by_name.contains_key("BASH_ENV") || self.variables.contains_key("BASH_ENV") {
-            return self.doubt("sets BASH_ENV, a file that bash reads first");
+        let sets = |name| self.environment.by_name.contains_key(name) || self.variables.contains_key(name);
+        if sets("BASH_ENV") || sets("SHELLOPTS") {
+            return self.doubt("sets BASH_ENV or SHELLOPTS, which bash reads first");
         }
         self.depth += 1;
         let variables = self.variables.clone();
