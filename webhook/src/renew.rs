@@ -186,7 +186,7 @@ impl AnnotatedPod {
     }
 
     /// Its name for people.
-    pub(crate) fn name(&self) -> &str {
+    pub(crate) fn shown(&self) -> &str {
         &self.0.shown
     }
 

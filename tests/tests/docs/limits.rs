@@ -7,7 +7,7 @@ use etcd_tls_contract::{life::Life, policy::Policy, settings::Settings};
 use tests::repository;
 
 /// Page, words of it, source file, and the line in it that the words repeat.
-const SAME: [(&str, &str, &str, &str); 31] = [
+const SAME: [(&str, &str, &str, &str); 35] = [
     (
         "operations.md",
         "If it does not answer within two seconds, your own probe decides",

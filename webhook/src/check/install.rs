@@ -512,8 +512,9 @@ mod tests {
     /// The dry run tries one entry; of the others, only what they select tells whether they are asked.
     #[test]
     fn an_entry_that_selects_other_pods_is_told_by_the_field() {
+        type Change = fn(&mut MutatingWebhook);
         let shipped = shipped();
-        let with = |change: fn(&mut MutatingWebhook)| {
+        let with = |change: Change| {
             let mut live = shipped.clone();
             for webhook in &mut live {
                 webhook.client_config.ca_bundle = Some(k8s_openapi::ByteString(b"x".to_vec()));
@@ -523,7 +524,7 @@ mod tests {
             findings.into_iter().map(|finding| (finding.state, finding.reason)).collect::<Vec<_>>()
         };
         assert_eq!(with(|_| ())[0].0, State::Ok);
-        let changes: [(&str, fn(&mut MutatingWebhook)); 5] = [
+        let changes: [(&str, Change); 5] = [
             ("namespaceSelector", |webhook| {
                 let selector = webhook.namespace_selector.get_or_insert_default();
                 selector.match_labels.get_or_insert_default().insert("team".to_owned(), "a".to_owned());
@@ -538,7 +539,9 @@ mod tests {
         for (field, change) in changes {
             let said = with(change);
             assert!(
-                said.len() == 1 && said[0].0 == State::Attention && said[0].1.contains(&format!("another {field} than")),
+                said.len() == 1
+                    && said[0].0 == State::Attention
+                    && said[0].1.contains(&format!("another {field} than")),
                 "{field}: {said:?}"
             );
         }

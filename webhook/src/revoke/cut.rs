@@ -48,9 +48,9 @@ pub(super) async fn cut(
             let seen = member.look(client).await;
             if late(seen.as_ref(), numbers, &member.lists(), began.elapsed()) {
                 let what = if seen.is_ok() { "lacks the list" } else { "cannot be seen, and may lack the list" };
-                pending.push(format!("pod {} {what}", member.name()));
+                pending.push(format!("pod {} {what}", member.shown()));
             } else if seen.is_err() {
-                unseen.push(member.name());
+                unseen.push(member.shown());
             }
         }
         if pending.is_empty() {
@@ -72,16 +72,16 @@ pub(super) async fn cut(
     for member in members {
         match member.annotate(client, &restart(&id)).await {
             Ok(()) => {
-                say(&format!("pod {}: asked to end its connections by a restart of etcd", member.name()))?;
+                say(&format!("pod {}: asked to end its connections by a restart of etcd", member.shown()))?;
                 asked.push(member);
             }
             // It was deleted, or made again under its name.
             Err(refused) if refused.is_gone() => {
-                say(&format!("pod {}: it has gone, and its connections with it", member.name()))?;
+                say(&format!("pod {}: it has gone, and its connections with it", member.shown()))?;
             }
             // The others are asked nevertheless.
             Err(refused) => {
-                say(&format!("pod {} cannot be asked: {refused}", member.name()))?;
+                say(&format!("pod {} cannot be asked: {refused}", member.shown()))?;
                 failed.get_or_insert(refused);
             }
         }
@@ -152,19 +152,19 @@ async fn follow(
     timeout: Duration,
     deadline: Instant,
 ) -> Result<(), Error> {
-    let mut open: BTreeSet<&str> = members.iter().map(AnnotatedPod::name).collect();
+    let mut open: BTreeSet<&str> = members.iter().map(AnnotatedPod::shown).collect();
     let mut last: BTreeMap<&str, Progress> = BTreeMap::new();
     loop {
         for member in members {
-            if !open.contains(member.name()) {
+            if !open.contains(member.shown()) {
                 continue;
             }
             let now = progress(member.look(client).await, id);
             if now == Progress::Done {
-                open.remove(member.name());
+                open.remove(member.shown());
             }
-            if last.insert(member.name(), now.clone()).as_ref() != Some(&now) {
-                say(&format!("pod {}: {now}", member.name()))?;
+            if last.insert(member.shown(), now.clone()).as_ref() != Some(&now) {
+                say(&format!("pod {}: {now}", member.shown()))?;
             }
         }
         if open.is_empty() {
