@@ -26,9 +26,10 @@ use std::{
 
 use etcd_tls_contract::{
     certificate::{Bundle, Chain},
+    crl::Crl,
     csr::PrivateKey,
     names,
-    role::Role,
+    role::{Domain, Role},
 };
 use nix::fcntl::OFlag;
 use zeroize::Zeroizing;
@@ -315,6 +316,11 @@ impl<F: Files> Store<F> {
 
 /// Each role's entry, or why its files do not hold together.
 pub type Entries = BTreeMap<Role, Result<Entry, StoreError>>;
+
+/// The revocation list of `domain` in use in `dir`; `None`: there is none, or a stand-in.
+pub fn list(dir: &Path, domain: Domain) -> Option<Arc<Crl>> {
+    lists::read(dir).by_domain.remove(&domain)
+}
 
 /// The set in use in the directory `dir`, read without its lock: during another process's install, a role may be read as
 /// damaged. `None` if nothing was installed yet.

@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use etcd_tls_contract::{certificate::Chain, csr::PrivateKey, names, role::Role};
+use etcd_tls_contract::{certificate::Chain, crl::Crl, csr::PrivateKey, names, role::Role};
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
@@ -41,11 +41,17 @@ pub enum Refusal {
 /// The object to write in the place of `present`, which is a v1 Secret; `None` where it is current.
 ///
 /// The newest good certificate stays: two processes that keep one Secret (a Deployment while it is rolled out) do not
-/// overwrite each other's. Other keys, labels and annotations stay. The resourceVersion is the one that was read.
+/// overwrite each other's. One that is `revoked` goes. Other keys, labels and annotations stay. The resourceVersion is the one that was read.
 ///
 /// # Errors
 /// The Secret is not to be written, or cannot be.
-pub fn decide(present: &Value, role: Role, entry: &Entry, now: SystemTime) -> Result<Option<Value>, Refusal> {
+pub fn decide(
+    present: &Value,
+    role: Role,
+    entry: &Entry,
+    revoked: Option<&Crl>,
+    now: SystemTime,
+) -> Result<Option<Value>, Refusal> {
     let metadata = &present["metadata"];
     let kind = present["type"].as_str().unwrap_or("Opaque");
     if kind != TYPE {
@@ -57,7 +63,7 @@ pub fn decide(present: &Value, role: Role, entry: &Entry, now: SystemTime) -> Re
     if !metadata["deletionTimestamp"].is_null() {
         return Err(Refusal::Deleting);
     }
-    let held = Held::read(&present["data"]).filter(|held| held.replaces(role, entry, now));
+    let held = Held::read(&present["data"]).filter(|held| held.replaces(role, entry, revoked, now));
     let (chain, key) = match &held {
         Some(held) => (held.chain_pem.as_str(), held.key_pem.as_str()),
         None => (entry.chain_pem(), entry.key_pem()),
@@ -120,11 +126,12 @@ impl Held {
     }
 
     /// True if it is good for all that `entry` is good for, and was issued later.
-    fn replaces(&self, role: Role, entry: &Entry, now: SystemTime) -> bool {
+    fn replaces(&self, role: Role, entry: &Entry, revoked: Option<&Crl>, now: SystemTime) -> bool {
         let (ours, sans) = (entry.chain(), &entry.chain().sans);
         self.chain.not_before > ours.not_before
             && self.chain.common_name == ours.common_name
             && self.chain.sans == *sans
+            && revoked.is_none_or(|list| !list.entries().contains_key(&self.chain.serial))
             && self.chain.verify(role, entry.bundle(), &self.public_key, sans, now).is_ok()
     }
 }
@@ -168,7 +175,7 @@ mod tests {
     #[test]
     fn an_empty_secret_is_filled_once_and_the_rest_of_it_stays() {
         let ours = entry(&Authority::new(), MINUTE);
-        let written = decide(&empty(), Role::Client, &ours, now()).unwrap().unwrap();
+        let written = decide(&empty(), Role::Client, &ours, None, now()).unwrap().unwrap();
         assert_eq!(text(&written, "tls.crt"), ours.chain_pem());
         assert_eq!(text(&written, "tls.key"), ours.key_pem());
         assert_eq!(text(&written, "ca.crt"), ours.bundle().to_pem());
@@ -177,18 +184,18 @@ mod tests {
         assert_eq!((&metadata["resourceVersion"], &metadata["uid"]), (&json!("7"), &json!("u")));
         assert_eq!((&metadata["labels"]["a"], metadata.get("managedFields")), (&json!("b"), None));
         assert_eq!(serial(&written), Some(ours.chain().serial.clone()));
-        assert_eq!(decide(&written, Role::Client, &ours, now()), Ok(None));
+        assert_eq!(decide(&written, Role::Client, &ours, None, now()), Ok(None));
         // One that never changes again is fine as long as it need not change.
         let mut immutable = written;
         immutable["immutable"] = true.into();
-        assert_eq!(decide(&immutable, Role::Client, &ours, now()), Ok(None));
+        assert_eq!(decide(&immutable, Role::Client, &ours, None, now()), Ok(None));
     }
 
     #[test]
     fn the_newest_good_certificate_stays_with_the_bundle_of_now() {
         let (ca, next) = (Authority::named("old"), Authority::named("new"));
         let (old, new) = (entry(&ca, 2 * MINUTE), entry(&ca, MINUTE));
-        let of = |present: &Value, entry: &Entry| decide(present, Role::Client, entry, now()).unwrap();
+        let of = |present: &Value, entry: &Entry| decide(present, Role::Client, entry, None, now()).unwrap();
         let (with_old, with_new) = (of(&empty(), &old).unwrap(), of(&empty(), &new).unwrap());
         assert_eq!(serial(&of(&with_old, &new).unwrap()), Some(new.chain().serial.clone()));
         assert_eq!(of(&with_new, &old), None, "another process wrote a newer one");
@@ -196,6 +203,11 @@ mod tests {
         let overlap = of(&with_new, &old.with_bundle(Role::Client, &both, now()).unwrap()).unwrap();
         assert_eq!(serial(&overlap), Some(new.chain().serial.clone()));
         assert_eq!(text(&overlap, "ca.crt"), both.to_pem());
+        let list = |serial: &str| Crl::parse(&ca.list(1, &[serial])).unwrap();
+        let beside = |list: &Crl| decide(&with_new, Role::Client, &old, Some(list), now()).unwrap();
+        assert_eq!(beside(&list("4f0a")), None);
+        let written = beside(&list(&new.chain().serial)).unwrap();
+        assert_eq!(serial(&written), Some(old.chain().serial.clone()), "the newer one is revoked");
         // Newer, but of no use: another CA's, with another's key, damaged.
         let foreign = of(&empty(), &entry(&next, Duration::ZERO)).unwrap();
         let mut mixed = with_new.clone();
@@ -227,7 +239,7 @@ mod tests {
         for (change, word) in cases {
             let mut present = empty();
             change(&mut present);
-            let refusal = decide(&present, Role::Client, &ours, now()).unwrap_err().to_string();
+            let refusal = decide(&present, Role::Client, &ours, None, now()).unwrap_err().to_string();
             assert!(refusal.contains(word), "{word}: {refusal}");
         }
     }

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use etcd_tls_contract::{args::PodArgs, names, role::Role};
+use etcd_tls_contract::{args::PodArgs, crl::Crl, names, role::Role};
 use etcd_tls_telemetry::admin;
 use hyper::Method;
 use prometheus_client::registry::Registry;
@@ -188,16 +188,16 @@ impl<A: Calls> Secret<A> {
         &mut self,
         role: Role,
         status: &Status,
-        on_disk: impl Fn(SystemTime) -> Result<Entry, String>,
+        on_disk: impl Fn(SystemTime) -> Result<OnDisk, String>,
     ) -> Result<(), KeepError> {
         let mut attempts = 0;
         loop {
             attempts += 1;
             let now = System::new().now();
             // Read each time: a set installed in the meantime is newer.
-            let entry = on_disk(now).map_err(|problem| KeepError::Files { problem })?;
+            let OnDisk { entry, revoked } = on_disk(now).map_err(|problem| KeepError::Files { problem })?;
             let present = self.api.get().await.map_err(|error| self.error(error))?;
-            let decision = decide(&present, role, &entry, now);
+            let decision = decide(&present, role, &entry, revoked.as_deref(), now);
             let wanted = decision.map_err(|refusal| KeepError::Refused { secret: self.name.clone(), refusal })?;
             let Some(object) = wanted else { return Ok(()) };
             match self.api.put(&object).await {
@@ -219,12 +219,18 @@ impl<A: Calls> Secret<A> {
 }
 
 /// [`on_disk`], read again where it fails: the sidecar removes the old files as soon as the link to the new ones has moved.
-fn settled(dir: &Path, role: Role, now: SystemTime) -> Result<Entry, String> {
+fn settled(dir: &Path, role: Role, now: SystemTime) -> Result<OnDisk, String> {
     on_disk(dir, role, now).or_else(|_| on_disk(dir, role, now)).or_else(|_| on_disk(dir, role, now))
 }
 
-/// The entry that the pod's sidecar installed last.
-fn on_disk(dir: &Path, role: Role, now: SystemTime) -> Result<Entry, String> {
+/// What the pod's sidecar installed last.
+struct OnDisk {
+    entry: Entry,
+    /// The revocation list, where there is one.
+    revoked: Option<Arc<Crl>>,
+}
+
+fn on_disk(dir: &Path, role: Role, now: SystemTime) -> Result<OnDisk, String> {
     let mut entries = store::entries(dir).map_err(|error| error.to_string())?.unwrap_or_default();
     let entry = match entries.remove(&role) {
         Some(entry) => entry.map_err(|error| error.to_string())?,
@@ -235,7 +241,7 @@ fn on_disk(dir: &Path, role: Role, now: SystemTime) -> Result<Entry, String> {
     if entry.chain().not_after < now {
         return Err(format!("the certificate of role {role} has expired and was not renewed"));
     }
-    Ok(entry)
+    Ok(OnDisk { entry, revoked: store::list(dir, role.domain()) })
 }
 
 #[cfg(test)]
@@ -279,7 +285,8 @@ mod tests {
         let api = Script { answers: answers.iter().copied().collect(), gets: 0, put: Vec::new() };
         let mut secret = Secret { api, name: "prod/s".to_owned() };
         let status = Status::new(Registry::default());
-        let result = secret.look(Role::Client, &status, |_| Ok(ca.entry(Role::Client))).await;
+        let result =
+            secret.look(Role::Client, &status, |_| Ok(OnDisk { entry: ca.entry(Role::Client), revoked: None })).await;
         (result.map_err(|e| e.to_string()), secret.api)
     }
 
