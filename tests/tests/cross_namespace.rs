@@ -14,6 +14,7 @@ use tests::{
     local_pod::LocalPod,
     ports,
     process::which,
+    revocation::ended,
     tier,
 };
 
@@ -108,6 +109,23 @@ async fn a_client_of_a_cluster_in_another_namespace_works_while_the_policy_allow
     let maps = |namespace: &str| Api::<ConfigMap>::namespaced(installation.api.client.clone(), namespace);
     assert!(maps("web").get_opt(name).await.expect("look").is_some());
     assert!(maps("other").get_opt(name).await.expect("look").is_none(), "published where no rule allows it");
+
+    // A member in another namespace: `revoke` looks at it, too.
+    let rule = "crossNamespace: [{from: web, to: prod/etcd, roles: [client, peer]}]\n";
+    tests::policy::set(&installation.api.client, &format!("{SANS}{rule}")).await;
+    let [issuer_of_peers] = issuer("peer");
+    let etcd = json!({"name": "etcd", "image": "etcd", "command": ["etcd"]});
+    let manifest = pod("far", "peer", &[issuer_of_peers, ("revocation", "off".to_owned())], &etcd);
+    let programs = [("etcd", which("true").expect("true"))];
+    let mut far = installation.local_pod("web", manifest, &[ip(3)], &programs).await.expect("a member");
+    far.initialise(LIMIT).await.expect("its first certificate");
+    eventually("the member in another namespace is named", LIMIT, || async {
+        let arguments = ["prod/etcd", "--serial", "4f0a", "--at-once", "--force"];
+        let said = ended(&installation.api.kubeconfig, &arguments).await;
+        let word = "pod web/far takes revoked certificates on its peer port: annotation etcd-tls.dev/revocation is off";
+        if matches!(&said, Err((Some(1), text)) if text.contains(word)) { Ok(()) } else { Err(format!("{said:?}")) }
+    })
+    .await;
 
     // Without the rule there is no renewal.
     tests::policy::set(&installation.api.client, SANS).await;
