@@ -140,6 +140,24 @@ fn the_overlays_of_the_pages_name_their_images_and_pull_secrets() {
     }
 }
 
+/// README's overlay, as it stands there: the component comes with all of `manifests`, and the policies come before the rights.
+#[test]
+fn the_overlay_of_readme_adds_the_component_that_it_names() {
+    let Some(assets) = tier::kubernetes() else { return };
+    let blocks = pages::blocks("../README.md", "Install");
+    let overlay = blocks.iter().find(|block| block.contains("kubectl apply -k my-overlay")).expect("an overlay");
+    let directory = TempDir::new("readme-overlay");
+    symlink(tests::repository().join("manifests"), directory.join("manifests")).expect("link");
+    let script = format!("set -e\n{}", overlay.replace("kubectl apply -k", "kubectl kustomize"));
+    let rendered = pages::bash(directory.path(), &pages::path(&[&assets]), None, &script);
+    let objects: Vec<Value> =
+        serde_saphyr::from_multiple(&rendered.unwrap_or_else(|error| panic!("{error}"))).expect("YAML");
+    let at =
+        |kind: &str| objects.iter().position(|object| object["kind"] == kind).unwrap_or_else(|| panic!("no {kind}"));
+    assert_eq!(objects.iter().filter(|object| object["kind"] == "Deployment").count(), 3);
+    assert!(at("ValidatingAdmissionPolicy") < at("ClusterRole") && at("PodMonitor") > 0);
+}
+
 /// Each component and example on its own: kustomize has nothing to say, such as that a field is deprecated.
 #[test]
 fn kustomize_takes_every_component_and_example_without_a_word() {
