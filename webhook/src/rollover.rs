@@ -143,6 +143,16 @@ pub struct Life {
     pub not_after: SystemTime,
 }
 
+impl Life {
+    /// Why a CA of this life cannot sign now; `None`: it can.
+    pub(crate) fn unfit(&self, now: SystemTime) -> Option<Abort> {
+        if self.not_after <= now {
+            return Some(Abort::Expired);
+        }
+        (now < self.not_before).then_some(Abort::NotValidYet)
+    }
+}
+
 /// All that a decision depends on.
 #[derive(Clone, Debug)]
 pub struct Situation<'a> {
@@ -205,6 +215,8 @@ pub enum Abort {
     Command,
     /// It expired before everybody trusted it.
     Expired,
+    /// It is not valid yet: a signer made it while its clock was ahead. It could issue nothing.
+    NotValidYet,
     /// The user gave yet another one, or the old one again.
     Replaced,
 }

@@ -68,6 +68,9 @@ fn weigh(request: &Request, state: Option<&Rollover>, s: &Situation<'_>) -> (Opt
             refused("this CA is the user's: replace the Secret that policy names, then force the rollover that begins")
         }
         (Action::Force, None) => accepted(Step::Force, "a new CA is being published and signs at once"),
+        (Action::Force, Some(Phase::Published)) if unfit(s).is_some() => {
+            refused("the new CA is not valid now and is taken back; force again for another one")
+        }
         (Action::Force, Some(Phase::Published)) => accepted(
             Step::ChangeOver(ChangeOver::Forced),
             "the new CA signs from now on, even if a pod does not trust it yet",
@@ -81,6 +84,7 @@ fn weigh(request: &Request, state: Option<&Rollover>, s: &Situation<'_>) -> (Opt
 fn stable(s: &Situation<'_>) -> (Option<Step>, Vec<Waiting>) {
     if let Some(given) = s.given
         && given.generation != s.active.generation
+        && given.unfit(s.now).is_none()
     {
         return (Some(Step::Publish(Trigger::Replaced)), Vec::new());
     }
@@ -100,8 +104,8 @@ fn published(r: &Rollover, s: &Situation<'_>) -> (Option<Step>, Vec<Waiting>) {
     {
         return (Some(Step::Abort(Abort::Replaced)), Vec::new());
     }
-    if s.next.is_none_or(|next| next.not_after <= s.now) {
-        return (Some(Step::Abort(Abort::Expired)), Vec::new());
+    if let Some(why) = unfit(s) {
+        return (Some(Step::Abort(why)), Vec::new());
     }
     let mut waiting = untrusting(r, s);
     if r.forced {
@@ -155,6 +159,12 @@ fn untrusting(r: &Rollover, s: &Situation<'_>) -> Vec<Waiting> {
     };
     let waiting = |pod: &LivePod| Waiting::Pod { name: pod.name.clone(), since: r.since, unknown: unknown(pod) };
     s.pods.iter().filter(|pod| !trusts(pod)).map(waiting).collect()
+}
+
+/// Why the next CA cannot take over now. One that issues nothing would leave every pod without a certificate, and the old key is gone
+/// by then.
+fn unfit(s: &Situation<'_>) -> Option<Abort> {
+    s.next.map_or(Some(Abort::Expired), |next| next.unfit(s.now))
 }
 
 fn half(life: &Life) -> SystemTime {

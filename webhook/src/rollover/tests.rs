@@ -311,6 +311,48 @@ fn a_next_ca_that_expires_unused_is_replaced() {
     assert_eq!(w.state, None);
 }
 
+/// A signer made it while its clock was ahead, and has the right time again.
+#[test]
+fn a_next_ca_that_is_not_valid_yet_is_taken_back_and_never_signs() {
+    for force in [false, true] {
+        let mut w = World::new();
+        w.now = at(60);
+        let action = if force { Action::Force } else { Action::Start };
+        w.step(Some(&ask(action)));
+        w.now = at(20);
+        (0..3).for_each(|n| w.load(n));
+        // Neither everybody's trust nor an order lets it sign.
+        let decision = w.decide(Some(&ask(Action::Force)));
+        assert!(!decision.answer.unwrap().accepted);
+        assert_eq!(decision.step, Some(Step::Abort(Abort::NotValidYet)));
+        assert_eq!(w.step(None).step, Some(Step::Abort(Abort::NotValidYet)));
+        assert_eq!((w.step(None).step, w.active.generation.as_str()), (None, "g0"));
+        // The next one is made by the right clock.
+        w.step(Some(&ask(Action::Start)));
+        (0..3).for_each(|n| w.load(n));
+        assert_eq!(w.step(None).step, Some(Step::ChangeOver(ChangeOver::Trusted)));
+    }
+    // Even when the old one is about to end.
+    let mut w = World::new();
+    w.now = at(110);
+    w.step(None);
+    w.now = at(100) - HOUR / 2;
+    assert_eq!(w.step(None).step, Some(Step::Abort(Abort::NotValidYet)));
+}
+
+#[test]
+fn a_users_ca_that_is_not_valid_now_is_not_published() {
+    let mut w = World::new();
+    w.user_owned = true;
+    w.now = at(20);
+    for given in [life("u1", 30, 200), life("u1", 0, 10)] {
+        w.given = Some(given);
+        assert_eq!(w.step(None).step, None);
+    }
+    w.given = Some(life("u1", 20, 200));
+    assert_eq!(w.step(None).step, Some(Step::Publish(Trigger::Replaced)));
+}
+
 #[test]
 fn a_users_ca_is_followed_and_never_made() {
     let mut w = World::new();

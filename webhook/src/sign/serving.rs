@@ -142,8 +142,10 @@ impl Serving {
         let api = self.secrets();
         if let Some(found) = within(api.get_opt(CA_SECRET)).await? {
             match Stored::read(found.data.as_ref().unwrap_or(&BTreeMap::new()), now) {
-                Ok(stored) if now < stored.active.not_after() => return Ok((stored, found.metadata)),
-                Ok(_) => tracing::error!("the webhook's CA has expired; making another one"),
+                Ok(stored) => match life(&stored.active).unfit(now) {
+                    None => return Ok((stored, found.metadata)),
+                    Some(why) => tracing::error!(?why, "the webhook's CA cannot sign; making another one"),
+                },
                 Err(error) => tracing::error!(%error, "the webhook's CA is unusable; making another one"),
             }
             let stored = Stored::new(self.generate(now)?);
@@ -289,6 +291,9 @@ fn due(stored: &Stored, served: Option<&Chain>, now: SystemTime, lifetimes: Life
     };
     match rollover.phase {
         Phase::Published => {
+            if let Some(why) = stored.next.as_deref().and_then(|next| life(next).unfit(now)) {
+                return Some(Step::Abort(why));
+            }
             let overlap = OVERLAP.min(lifetimes.ca / 10);
             (now >= rollover.since + overlap).then_some(Step::ChangeOver(ChangeOver::Trusted))
         }

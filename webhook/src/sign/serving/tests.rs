@@ -3,6 +3,7 @@
 use std::time::UNIX_EPOCH;
 
 use super::*;
+use crate::rollover::Abort;
 
 const DAY: Duration = Duration::from_secs(86400);
 const LIFETIMES: Lifetimes = Lifetimes { leaf: Duration::from_secs(86400 * 30), ca: Duration::from_secs(86400 * 700) };
@@ -54,6 +55,21 @@ fn a_new_ca_is_published_before_it_signs_and_the_old_one_outlives_its_leaves() {
     let new = leaf(&mut stored, half + OVERLAP);
     assert_eq!(due(&stored, Some(&new), half + OVERLAP, LIFETIMES), None, "another replica may serve the old one");
     assert_eq!(due(&stored, Some(&new), half + DAY * 60, LIFETIMES), Some(Step::Retire));
+}
+
+/// A signer whose clock was ahead for a minute made it.
+#[test]
+fn a_next_ca_that_is_not_valid_yet_is_taken_back() {
+    let mut stored = Stored::new(ca("one", now()));
+    let served = leaf(&mut stored, now());
+    let ahead = now() + DAY * 360;
+    stored = stored.after(&Step::Publish(Trigger::Schedule), Some(ca("two", ahead)), ahead);
+    assert_eq!(due(&stored, Some(&served), now(), LIFETIMES), Some(Step::Abort(Abort::NotValidYet)));
+    stored = stored.after(&Step::Abort(Abort::NotValidYet), None, now());
+    assert_eq!(due(&stored, Some(&served), now(), LIFETIMES), None);
+    // One that has ended is not taken either.
+    stored = stored.after(&Step::Publish(Trigger::Schedule), Some(ca("three", now())), now());
+    assert_eq!(due(&stored, Some(&served), now() + LIFETIMES.ca, LIFETIMES), Some(Step::Abort(Abort::Expired)));
 }
 
 #[test]
