@@ -297,7 +297,7 @@ async fn a_pod_is_judged_by_a_state_no_older_than_its_request() {
     let leaves = lab.pod("stale", "etcd-1", json!({}), Some("10.1.0.2")).await;
     let (hold, held) = tokio::sync::watch::channel(false);
     let proxy = proxy::Proxy::holding(lab.approve_client().await, "/api/v1/pods", held).await;
-    let approver = lab.approver_at("approve-a", &proxy.url, &[]);
+    let mut approver = lab.approver_at("approve-a", &proxy.url, &[]);
     lab.ready(&approver).await;
     let asking = Asking::of(&before, Role::Peer);
     asking.create_when_allowed(&lab.requester(&before).await).await;
@@ -345,6 +345,23 @@ async fn a_pod_is_judged_by_a_state_no_older_than_its_request() {
         let (approved, message) = lab.decision(&asking.name).await;
         assert_eq!(approved, is_so, "{message}");
     }
+
+    // What the watch shows is of before the datastore was restored, and it brings nothing more: nobody is denied by that.
+    assert!(approver.process.terminate(LIMIT).await.success(), "{}", approver.process.log());
+    let proxy = proxy::Proxy::ahead(lab.approve_client().await, "/api/v1/pods").await;
+    let approver = lab.approver_at("approve-b", &proxy.url, &[]);
+    lab.ready(&approver).await;
+    let restored = lab.pod("stale", "etcd-5", json!({}), Some("10.1.0.5")).await;
+    let asking = Asking::of(&restored, Role::Peer);
+    asking.create(&lab.requester(&restored).await).await;
+    let (approved, message) = lab.decision(&asking.name).await;
+    assert!(approved, "{message}");
+    // One that is gone is denied as ever.
+    lab.api.delete_pod("stale", "etcd-5").await;
+    let asking = Asking::of(&restored, Role::Server);
+    asking.create_as(&lab.api.client, &impersonated(&restored)).await;
+    let message = lab.denied(&asking.name).await;
+    assert!(message.contains("PodGone"), "{message}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

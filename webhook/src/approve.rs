@@ -124,7 +124,10 @@ impl Handler for Approver {
         }
         let mut refusals = self.refusals();
         match seen {
-            Seen::ListBegins => refusals.clear(),
+            Seen::ListBegins => {
+                self.controller.pods.saw_none();
+                refusals.clear();
+            }
             Seen::There(csr) if self.decides(csr) && (csr.denied() || csr.failed()) => {
                 refusals.insert(csr);
             }

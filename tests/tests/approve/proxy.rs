@@ -86,6 +86,31 @@ impl Proxy {
         Self { url, fired: Arc::default(), task }
     }
 
+    /// Passes everything on with `client`'s rights. Lists and watches of `path` show resourceVersions that are far ahead, as those of the time
+    /// before the datastore was restored from a backup.
+    #[allow(dead_code, reason = "not every test restores a datastore")]
+    pub async fn ahead(client: Client, path: &'static str) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bind");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let client = client.clone();
+                let service = service_fn(move |request: Request<Incoming>| {
+                    let client = client.clone();
+                    async move {
+                        let turn = request.uri().path() == path;
+                        let answer = pass_on(&client, request).await;
+                        Ok::<_, Infallible>(
+                            answer.map(|body| if turn { Either::Left(of_later(body)) } else { Either::Right(body) }),
+                        )
+                    }
+                });
+                tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+            }
+        });
+        Self { url, fired: Arc::default(), task }
+    }
+
     /// Passes everything on with `client`'s rights, except calls for Lease `lease`: they go to another Lease, with `admin`'s
     /// rights. So every process behind the proxy leads.
     #[allow(dead_code, reason = "most processes lead by the Lease that they share")]
@@ -163,6 +188,28 @@ async fn send(client: &Client, parts: hyper::http::request::Parts, body: Vec<u8>
     parts.headers.remove("transfer-encoding");
     parts.headers.remove("content-length");
     Response::from_parts(parts, body)
+}
+
+/// A list, or the frames of a watch, with larger resourceVersions.
+fn of_later(body: Body) -> StreamBody<impl futures::Stream<Item = Result<Frame<bytes::Bytes>, kube::Error>>> {
+    let state = (body.into_data_stream(), Vec::new());
+    StreamBody::new(futures::stream::unfold(state, |(mut chunks, mut rest): (_, Vec<u8>)| async move {
+        let end = loop {
+            if let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+                break end + 1;
+            }
+            match chunks.next().await {
+                Some(Ok(chunk)) => rest.extend_from_slice(&chunk),
+                Some(Err(error)) => return Some((Err(error), (chunks, rest))),
+                None if rest.is_empty() => return None,
+                None => break rest.len(),
+            }
+        };
+        let line: Vec<u8> = rest.drain(..end).collect();
+        let key = r#""resourceVersion":""#;
+        let line = String::from_utf8_lossy(&line).replace(key, &format!("{key}9999"));
+        Some((Ok(Frame::data(line.into())), (chunks, rest)))
+    }))
 }
 
 /// A body of which nothing comes while `held` is true.

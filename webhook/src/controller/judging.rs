@@ -22,7 +22,7 @@ use super::{
 
 impl Controller {
     /// Judges a request by its pod, in a state no older than the request ([`super::pods`]), and by what the watches have of policy,
-    /// namespace and Services. A denial is final, so it is judged again by policy, namespace and Services as they are now.
+    /// namespace and Services. A denial is final, so it is judged again by all of them as they are now.
     ///
     /// # Errors
     /// It cannot be judged now.
@@ -44,28 +44,36 @@ impl Controller {
         judge: impl Fn(Option<&PodFacts>, &[ServiceFacts], &Policy) -> Verdict,
     ) -> Result<Verdict, Trouble> {
         let pod = match bound {
-            Some(bound) => self.pod(bound, version).await?,
+            Some(bound) => known(bound, self.pods.no_older_than(bound, version).await?)?,
             None => None,
         };
         let (policy, there) = self.in_force().ok_or_else(|| Trouble::NotYet(NO_POLICY.to_owned()))?;
-        let Some(pod) = pod else {
-            return Ok(match judge(None, &[], &policy) {
-                Verdict::Deny(_) => judge(None, &[], &*self.policy_now(policy, bound, signer).await?),
-                verdict => verdict,
-            });
+        let with = |pod: &PodFacts, opted_in| PodFacts { namespace_opted_in: opted_in, ..pod.clone() };
+        let verdict = match &pod {
+            Some(pod) => {
+                let opted_in = there.and_then(|all| all.get(&*pod.namespace).map(|n| n.opted_in));
+                let services = self.services.selecting(pod).await?;
+                let verdict = judge(Some(&with(pod, opted_in.unwrap_or_default())), &services, &policy);
+                if !matches!(verdict, Verdict::Deny(_)) {
+                    return self.unless_contested(verdict, pod, &services, &policy).await;
+                }
+                verdict
+            }
+            None => judge(None, &[], &policy),
         };
-        let opted_in = there.and_then(|all| all.get(&*pod.namespace).map(|n| n.opted_in));
-        let with = |opted_in| PodFacts { namespace_opted_in: opted_in, ..PodFacts::clone(&pod) };
-        let services = self.services.selecting(&pod).await?;
-        let verdict = judge(Some(&with(opted_in.unwrap_or_default())), &services, &policy);
         if !matches!(verdict, Verdict::Deny(_)) {
-            return self.unless_contested(verdict, &pod, &services, &policy).await;
+            return Ok(verdict);
         }
         // Neither what a watch has not brought yet nor what was left out may be the reason.
         let policy = self.policy_now(policy, bound, signer).await?;
+        let pod = match bound {
+            Some(bound) => known(bound, self.pods.now(bound, version).await?)?,
+            None => None,
+        };
+        let Some(pod) = pod else { return Ok(judge(None, &[], &policy)) };
         let namespace = namespaces::live(&self.client, &pod.namespace).await?;
         let services = self.services.now(&pod).await.map_err(services::Unknown::Failed)?;
-        let facts = with(namespace.is_some_and(|namespace| namespace.opted_in));
+        let facts = with(&pod, namespace.is_some_and(|namespace| namespace.opted_in));
         self.unless_contested(judge(Some(&facts), &services, &policy), &facts, &services, &policy).await
     }
 
@@ -169,17 +177,6 @@ impl Controller {
         Some((policy, there))
     }
 
-    async fn pod(&self, bound: &BoundPod, version: &str) -> Result<Option<Arc<PodFacts>>, Trouble> {
-        match self.pods.no_older_than(bound, version).await? {
-            Found::Gone => Ok(None),
-            Found::There(facts) => Ok(Some(facts)),
-            Found::TooLarge => Err(Trouble::NotYet(format!(
-                "pod {}/{} has more labels and annotations than are read of a pod; take away what it does not need",
-                bound.namespace, bound.pod
-            ))),
-        }
-    }
-
     /// The policy as it is written now, for the namespaces of pod and signer as they are now; `last` where it cannot be read.
     async fn policy_now(
         &self,
@@ -203,5 +200,17 @@ impl Controller {
             None => watched.get(name).map(|facts| facts.uid.as_str()),
         };
         Ok(Arc::new(policy.for_namespaces(uid)))
+    }
+}
+
+/// The facts of a pod; `None`: there is no such pod.
+fn known(bound: &BoundPod, found: Found) -> Result<Option<Arc<PodFacts>>, Trouble> {
+    match found {
+        Found::Gone => Ok(None),
+        Found::There(facts) => Ok(Some(facts)),
+        Found::TooLarge => Err(Trouble::NotYet(format!(
+            "pod {}/{} has more labels and annotations than are read of a pod; take away what it does not need",
+            bound.namespace, bound.pod
+        ))),
     }
 }

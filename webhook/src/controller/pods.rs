@@ -178,16 +178,29 @@ impl Pods {
     /// # Errors
     /// The API server's, of a read.
     pub(crate) async fn no_older_than(&self, bound: &BoundPod, version: &str) -> Result<Found, ApiServerError> {
-        if self.live_reads {
-            return self.read(bound).await;
-        }
-        if let Some(found) = self.state().watched(bound, version) {
+        if !self.live_reads
+            && let Some(found) = self.state().watched(bound, version)
+        {
             return Ok(found);
         }
+        self.now(bound, version).await
+    }
+
+    /// The pod as it is now: for what is final. The watch of an API server whose datastore was restored from a backup shows what was
+    /// before, and lacks pods that there are.
+    ///
+    /// # Errors
+    /// The API server's.
+    pub(crate) async fn now(&self, bound: &BoundPod, version: &str) -> Result<Found, ApiServerError> {
         match version.parse() {
-            Ok(version) => self.recent.no_older_than(bound, version, self.read(bound)).await,
-            Err(_) => self.read(bound).await,
+            Ok(version) if !self.live_reads => self.recent.no_older_than(bound, version, self.read(bound)).await,
+            _ => self.read(bound).await,
         }
+    }
+
+    /// Requests are listed anew: their resourceVersions may be smaller ones than before.
+    pub(crate) fn saw_none(&self) {
+        self.recent.saw_none();
     }
 
     /// A request was seen: reads that begin from now on show a state no older than it.

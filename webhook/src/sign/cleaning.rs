@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use etcd_tls_contract::identity::Verdict;
+use etcd_tls_contract::identity::{BoundPod, Verdict};
 use futures::{StreamExt, stream::FuturesUnordered};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use kube::{
@@ -22,7 +22,7 @@ use super::{
 };
 use crate::controller::{
     case::{self, Case},
-    client::within,
+    client::{ApiServerError, within},
     facts::{self, Csr},
     pods::Found,
 };
@@ -119,6 +119,17 @@ impl Signer {
         }
     }
 
+    /// True if the pod of a request is gone, as the API server says now: a watch alone is not enough to delete.
+    async fn is_orphaned(&self, bound: &BoundPod, version: &str) -> Result<bool, ApiServerError> {
+        let pods = &self.controller.pods;
+        let gone = |found: &Found| match found {
+            Found::Gone => true,
+            Found::There(pod) => pod.uid != bound.pod_uid,
+            Found::TooLarge => false,
+        };
+        Ok(gone(&pods.no_older_than(bound, version).await?) && gone(&pods.now(bound, version).await?))
+    }
+
     /// An open request whose pod is gone has nobody to fetch its certificate; one that would be refused goes without an
     /// answer where its requester has enough of them, or after the time that a refused one stays.
     async fn look(&self, order: &Order) -> Ended {
@@ -137,12 +148,10 @@ impl Signer {
         let case = Case::open(&csr);
         if case::is_a_pods_to_another(&csr) {
             return match &case.bound {
-                Some(bound) => match self.controller.pods.no_older_than(bound, csr.resource_version()).await {
-                    Ok(Found::Gone) => Ended::Delete(Why::Orphaned),
-                    Ok(Found::There(pod)) if pod.uid != bound.pod_uid => Ended::Delete(Why::Orphaned),
-                    Ok(_) => Ended::Stays,
-                    Err(_) => Ended::Failed,
-                },
+                Some(bound) => self
+                    .is_orphaned(bound, csr.resource_version())
+                    .await
+                    .map_or(Ended::Failed, |is| if is { Ended::Delete(Why::Orphaned) } else { Ended::Stays }),
                 None => Ended::Stays,
             };
         }

@@ -64,6 +64,7 @@ impl Handler for Signer {
         }
         match seen {
             Seen::ListBegins => {
+                self.controller.pods.saw_none();
                 self.serials.clear();
                 self.cleaner.list_begins();
             }

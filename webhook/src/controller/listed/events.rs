@@ -32,6 +32,11 @@ const PAGE: u32 = 20;
 const LIST_SECONDS: u32 = 240;
 /// A connection on which nothing comes for so long is dead: bookmarks come once a minute.
 const SILENCE: Duration = Duration::from_secs(75);
+/// Where watches brought nothing for so long, the API server is asked for its newest resourceVersion. One that is older than the
+/// watch's says that its datastore was restored from a backup: such a watch brings nothing, no error either, until as much has
+/// happened again. A datastore that tells no progress leaves the watches of what never changes without bookmarks, so this alone
+/// proves nothing.
+const QUIET: Duration = Duration::from_secs(110);
 /// A watch that ends sooner is opened again after a wait.
 const SHORTEST: Duration = Duration::from_secs(1);
 /// The annotation of the bookmark that ends a streaming list.
@@ -61,6 +66,8 @@ pub(crate) struct Source {
     pub(crate) metadata_alone: bool,
     /// List in pages, without a watch: the right to watch is missing.
     pub(crate) in_pages: bool,
+    /// Objects in one page of a list; 0: few, since they may be large.
+    pub(crate) page: u32,
     /// The fields of an object that are wanted; its resourceVersion comes anyhow.
     pub(crate) wanted: &'static [&'static [&'static str]],
     /// Bytes of the wanted fields of one object.
@@ -152,6 +159,10 @@ pub(crate) struct Events<T> {
     opened: Instant,
     /// When the answer last brought something.
     heard: Instant,
+    /// When the watch last brought something, or began.
+    quiet_since: Instant,
+    /// How long the watches before it brought nothing.
+    quiet: Duration,
     objects: PhantomData<fn() -> T>,
 }
 
@@ -180,6 +191,8 @@ enum Mode {
     StreamingList,
     Page,
     Watch,
+    /// One object of a list, for the list's resourceVersion.
+    Probe,
 }
 
 impl<T: Object> Events<T> {
@@ -202,6 +215,8 @@ impl<T: Object> Events<T> {
             wait_until: None,
             opened: Instant::now(),
             heard: Instant::now(),
+            quiet_since: Instant::now(),
+            quiet: Duration::ZERO,
             objects: PhantomData,
         }
     }
@@ -235,12 +250,22 @@ impl<T: Object> Events<T> {
                 // A list that broke off is taken from its beginning, a watch from where it was.
                 let listing = matches!(self.state, State::Open { mode: Mode::StreamingList | Mode::Page, .. });
                 if listing || self.page.is_some() {
+                    // What took too long in pages may come at once.
+                    self.streaming_lists |= self.page.is_some() && !self.source.in_pages;
                     (self.version, self.page) = (None, None);
                 }
+                self.count_quiet();
                 self.state = State::Closed;
                 self.wait();
                 return Err(error);
             }
+        }
+    }
+
+    /// A watch is over, or is about to be.
+    fn count_quiet(&mut self) {
+        if matches!(self.state, State::Open { mode: Mode::Watch, .. }) {
+            self.quiet += self.quiet_since.elapsed();
         }
     }
 
@@ -269,6 +294,8 @@ impl<T: Object> Events<T> {
                 projection.push(&chunk, |piece| pieces.push(piece))?;
                 for piece in pieces {
                     match piece {
+                        Piece::Item(_) if mode == Mode::Probe => {}
+                        Piece::Whole(kept) if mode == Mode::Probe => self.probed(&kept)?,
                         Piece::Item(kept) => {
                             let object = object(&kept)?;
                             self.bring(Event::Listed(object));
@@ -295,23 +322,28 @@ impl<T: Object> Events<T> {
             };
             Request::new(&self.source.path).watch(&params, version)
         };
+        let pages = |limit, continue_token| {
+            let params = ListParams {
+                label_selector: labels.clone(),
+                field_selector: fields.clone(),
+                limit: Some(limit),
+                continue_token,
+                ..ListParams::default()
+            };
+            Request::new(&self.source.path).list(&params)
+        };
         let (mode, request) = match &self.version {
+            Some(_) if self.page.is_none() && self.quiet >= QUIET => (Mode::Probe, pages(1, None)),
             Some(version) if self.page.is_none() => (Mode::Watch, watch(WATCH_SECONDS, false, version)),
             _ if self.streaming_lists => (Mode::StreamingList, watch(LIST_SECONDS, true, "")),
             _ => {
-                let params = ListParams {
-                    label_selector: labels.clone(),
-                    field_selector: fields.clone(),
-                    limit: Some(PAGE),
-                    continue_token: self.page.clone(),
-                    ..ListParams::default()
-                };
-                (Mode::Page, Request::new(&self.source.path).list(&params))
+                let limit = if self.source.page == 0 { PAGE } else { self.source.page };
+                (Mode::Page, pages(limit, self.page.clone()))
             }
         };
         let mut request = request.map_err(|error| ApiServerError::Api(kube::Error::BuildRequest(error)))?;
         if *metadata_alone {
-            let accept = if mode == Mode::Page { METADATA_LIST } else { METADATA_ALONE };
+            let accept = if matches!(mode, Mode::Page | Mode::Probe) { METADATA_LIST } else { METADATA_ALONE };
             if let Ok(accept) = accept.parse() {
                 request.headers_mut().insert("accept", accept);
             }
@@ -335,9 +367,13 @@ impl<T: Object> Events<T> {
     fn open(&mut self, answer: Answered, mode: Mode) -> Result<(), WatchError> {
         let body = match answer {
             Answered::Begins(body) => body,
-            // No streaming lists here: an API server before 1.32, or one whose etcd cannot tell its progress (500).
-            Answered::Refused(status, _) if mode == Mode::StreamingList && !matches!(status, 401 | 403 | 429) => {
+            Answered::Refused(status, _) if mode == Mode::StreamingList && has_no_streaming_lists(status) => {
                 self.streaming_lists = false;
+                return Ok(());
+            }
+            // Without the right to list, say.
+            Answered::Refused(..) if mode == Mode::Probe => {
+                self.quiet = Duration::ZERO;
                 return Ok(());
             }
             Answered::Refused(410, _) if mode == Mode::Watch => {
@@ -348,7 +384,7 @@ impl<T: Object> Events<T> {
             Answered::Refused(_, error) => return Err(error.into()),
         };
         let projection = match mode {
-            Mode::Page => Projection::of_list(Arc::clone(&self.of_list), "items", self.source.limit),
+            Mode::Page | Mode::Probe => Projection::of_list(Arc::clone(&self.of_list), "items", self.source.limit),
             Mode::StreamingList | Mode::Watch => Projection::new(Arc::clone(&self.of_watch), self.source.limit),
         };
         if mode == Mode::StreamingList || (mode == Mode::Page && self.page.is_none()) {
@@ -357,7 +393,7 @@ impl<T: Object> Events<T> {
         }
         self.state = State::Open { body, projection, mode };
         self.opened = Instant::now();
-        self.heard = self.opened;
+        (self.heard, self.quiet_since) = (self.opened, self.opened);
         Ok(())
     }
 
@@ -366,9 +402,30 @@ impl<T: Object> Events<T> {
         if broke_off || mode == Mode::StreamingList {
             return Err(WatchError::Connection("the answer is not complete".to_owned()));
         }
+        self.count_quiet();
         self.state = State::Closed;
         if self.opened.elapsed() < SHORTEST {
             self.wait();
+        }
+        Ok(())
+    }
+
+    /// The newest resourceVersion is here.
+    fn probed(&mut self, kept: &Kept) -> Result<(), WatchError> {
+        let newest = serde_json::from_slice::<Head>(&kept.json)?.metadata.resource_version;
+        self.state = State::Closed;
+        self.quiet = Duration::ZERO;
+        let number = |version: &Option<String>| version.as_ref()?.parse::<u64>().ok();
+        if let (Some(newest), Some(known)) = (number(&newest), number(&self.version))
+            && newest < known
+        {
+            tracing::warn!(
+                path = self.source.path,
+                newest,
+                known,
+                "the API server's datastore was restored from a backup, it seems: what there is is listed again"
+            );
+            self.version = None;
         }
         Ok(())
     }
@@ -380,11 +437,14 @@ impl<T: Object> Events<T> {
         self.page = next.filter(|next| !next.is_empty());
         if self.page.is_none() {
             self.bring(Event::Complete);
+            // The next list is tried as a streaming list again: what was before this one may have been a failure that has passed.
+            self.streaming_lists = !self.source.in_pages;
         }
         Ok(())
     }
 
     fn frame(&mut self, kept: &Kept, mode: Mode) -> Result<(), WatchError> {
+        (self.quiet_since, self.quiet) = (Instant::now(), Duration::ZERO);
         let Frame { kind, object: head } = serde_json::from_slice::<Frame<Head>>(&kept.json)?;
         let listing = mode == Mode::StreamingList && self.version.is_none();
         let event = match kind.as_str() {
@@ -431,6 +491,12 @@ impl<T: Object> Events<T> {
         self.bring(event);
         Ok(())
     }
+}
+
+/// True if an API server that answers so has no streaming lists: one before 1.32 finds fault with the request, one whose etcd cannot
+/// tell its progress fails (500). Other failures pass, as those of an API server that is being restarted, or of what is before it.
+const fn has_no_streaming_lists(status: u16) -> bool {
+    matches!(status, 400 | 404 | 405 | 406 | 415 | 422 | 500)
 }
 
 fn framed<T: Object>(kept: &Kept) -> Result<T, serde_json::Error> {

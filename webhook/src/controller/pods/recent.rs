@@ -41,12 +41,19 @@ struct Read {
     /// The state that it shows is no older than this.
     version: u64,
     began: Instant,
-    facts: Arc<PodFacts>,
+    namespace: Box<str>,
+    name: Box<str>,
+    /// `None`: there is no pod of that name.
+    facts: Option<Arc<PodFacts>>,
 }
 
 impl Read {
     fn serves(&self) -> bool {
         self.began.elapsed() < SERVES
+    }
+
+    fn is_of(&self, bound: &BoundPod) -> bool {
+        *self.namespace == *bound.namespace && *self.name == *bound.pod
     }
 }
 
@@ -54,6 +61,11 @@ impl Recent {
     /// An object of this resourceVersion was seen.
     pub(super) fn saw(&self, version: u64) {
         self.newest.fetch_max(version, Ordering::AcqRel);
+    }
+
+    /// What was seen counts no more.
+    pub(super) fn saw_none(&self) {
+        self.newest.store(0, Ordering::Release);
     }
 
     /// The pod in a state no older than `version`: as it was read a moment ago, or by `read`.
@@ -68,18 +80,19 @@ impl Recent {
     ) -> Result<Found, E> {
         let Some(place) = self.place(&bound.pod_uid) else { return read.await };
         let mut last = place.lock().await;
-        let same = |facts: &PodFacts| {
-            facts.uid == bound.pod_uid && facts.namespace == bound.namespace && facts.name == bound.pod
-        };
-        if let Some(last) = last.as_ref().filter(|last| last.version >= version && last.serves() && same(&last.facts)) {
-            return Ok(Found::There(Arc::clone(&last.facts)));
+        if let Some(last) = last.as_ref().filter(|last| last.version >= version && last.serves() && last.is_of(bound)) {
+            return Ok(last.facts.as_ref().map_or(Found::Gone, |facts| Found::There(Arc::clone(facts))));
         }
         let (version, began) = (self.newest.load(Ordering::Acquire), Instant::now());
         *last = None;
         let found = read.await?;
-        if let Found::There(facts) = &found {
-            *last = Some(Read { version, began, facts: Arc::clone(facts) });
-        }
+        let facts = match &found {
+            Found::There(facts) => Some(Arc::clone(facts)),
+            Found::Gone => None,
+            Found::TooLarge => return Ok(found),
+        };
+        let (namespace, name) = (bound.namespace.as_str().into(), bound.pod.as_str().into());
+        *last = Some(Read { version, began, namespace, name, facts });
         Ok(found)
     }
 
@@ -179,6 +192,28 @@ mod tests {
         assert_eq!(recent.no_older_than(&bound, 12, async { Err("a failure") }).await, Err("a failure"));
         // And what was read before does not count any more.
         assert_eq!(recent.no_older_than(&bound, 9, async { Ok::<_, &str>(Found::Gone) }).await, Ok(Found::Gone));
+    }
+
+    /// A flood of requests of a pod that is gone costs no flood of reads.
+    #[tokio::test]
+    async fn a_pod_that_is_gone_is_read_once_in_a_moment_too() {
+        let (recent, reads) = (Recent::default(), Cell::new(0));
+        recent.saw(10);
+        let (bound, _) = pod(0);
+        let ask = async |version| {
+            let read = async {
+                reads.set(reads.get() + 1);
+                Ok::<_, ()>(Found::Gone)
+            };
+            assert_eq!(recent.no_older_than(&bound, version, read).await, Ok(Found::Gone));
+            reads.get()
+        };
+        assert_eq!((ask(9).await, ask(10).await, ask(11).await), (1, 1, 2));
+        // Requests are listed anew, and their resourceVersions are smaller: what was seen before says nothing of them.
+        recent.saw_none();
+        assert_eq!((ask(11).await, ask(3).await), (3, 4));
+        recent.saw(3);
+        assert_eq!((ask(3).await, ask(3).await), (5, 5));
     }
 
     #[tokio::test]
