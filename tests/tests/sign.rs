@@ -143,16 +143,35 @@ async fn follows_the_namespace(lab: &Lab) {
     let first = trust(lab, "again", "etcd").await;
     issue(lab, &pod, Role::Peer, None).await;
     lab.api.delete_pod("again", "etcd-0").await;
+    // A backup program holds one of its Secrets.
+    let secrets: Api<Secret> = Api::namespaced(lab.api.client.clone(), SYSTEM_NAMESPACE);
+    let of_peers = |names: Vec<String>| names.into_iter().find(|name| name.ends_with("-etcd-peer"));
+    let held = of_peers(cas(lab, "again").await).expect("a CA of peers");
+    let finalizers = |list: &[&str]| Patch::Merge(json!({"metadata": {"finalizers": list}}));
+    secrets.patch(&held, &PatchParams::default(), &finalizers(&["example.com/hold"])).await.expect("hold a Secret");
     signer::delete_namespace(lab, "again").await;
     eventually("the CAs of a namespace that is gone to be gone", LIMIT, || async {
         let left = cas(lab, "again").await;
-        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+        let deleted = secrets.get(&held).await.map_err(|e| e.to_string())?.metadata.deletion_timestamp.is_some();
+        if left == [held.clone()] && deleted { Ok(()) } else { Err(format!("{left:?}")) }
     })
     .await;
     signer::namespace_again(lab, "again").await;
-    member(lab, "again", "etcd-0", Some("10.4.0.1")).await;
+    let pod = member(lab, "again", "etcd-0", Some("10.4.0.1")).await;
     let second = trust(lab, "again", "etcd").await;
     assert_ne!(first, second, "a namespace made again inherits nothing");
+    // The Secret of before is swept in each round, and the record of now is written all the same.
+    let (_, chain) = issue(lab, &pod, Role::Peer, None).await;
+    eventually("the certificate's record", LIMIT, || async {
+        let names = cas(lab, "again").await.into_iter().filter(|name| *name != held).collect();
+        let name = of_peers(names).ok_or("no CA")?;
+        let data = secrets.get(&name).await.map_err(|e| e.to_string())?.data.unwrap_or_default();
+        let record = data.get("issued.json").map(|json| String::from_utf8_lossy(&json.0).into_owned());
+        let record = record.unwrap_or_default();
+        if record.contains(&chain.serial) { Ok(()) } else { Err(record) }
+    })
+    .await;
+    secrets.patch(&held, &PatchParams::default(), &finalizers(&[])).await.expect("let a Secret go");
 }
 
 async fn keeps_published_trust(lab: &Lab) {

@@ -156,7 +156,7 @@ impl Reconciler {
         self.in_use = self.pods.complete().then(|| self.pods.clusters_in_use(policy));
         self.kept_clusters = secrets::marked(&secrets);
         let (entries, full) = self.entries(kept, &wanted, namespaces, policy).await;
-        self.look_outside(&secrets).await;
+        self.look_outside(&secrets, namespaces).await;
         self.refresh_given(&entries, policy).await;
         // A pod that was not seen yet is waited for like any other: no step before all are listed.
         let complete = self.pods.complete();

@@ -38,10 +38,17 @@ pub(super) fn marked(secrets: &[(Arc<str>, Arc<Facts>)]) -> BTreeSet<ClusterName
 }
 
 impl Reconciler {
-    /// Has what changed outside read again.
-    pub(super) async fn look_outside(&self, secrets: &[(Arc<str>, Arc<Facts>)]) {
-        let by_name: HashMap<&SignerName, &Facts> =
-            secrets.iter().filter_map(|(_, secret)| Some((&*secret.authority.as_ref()?.0, &**secret))).collect();
+    /// Has what changed outside read again. The Secret of a namespace that was made again is another one than that of before, which
+    /// may be held by a finalizer.
+    pub(super) async fn look_outside(&self, secrets: &[(Arc<str>, Arc<Facts>)], namespaces: &Namespaces) {
+        let by_name: HashMap<&SignerName, &Facts> = secrets
+            .iter()
+            .filter_map(|(_, secret)| {
+                let (name, uid) = secret.authority.as_ref()?;
+                let before = namespaces.get(&*name.namespace).is_some_and(|facts| *uid != *facts.uid);
+                (!before).then_some((&**name, &**secret))
+            })
+            .collect();
         for entry in self.authorities.entries() {
             let version = by_name.get(&*entry.name).map(|secret| &secret.resource_version);
             entry.changed_outside(version).await;
@@ -56,18 +63,21 @@ impl Reconciler {
                 continue;
             }
             // A watch alone is not enough to destroy a key.
-            match namespaces::live(&self.client, &name.namespace).await {
-                Ok(live) if live.as_ref().is_none_or(|facts| *uid != *facts.uid) => {}
+            let live = match namespaces::live(&self.client, &name.namespace).await {
+                Ok(live) if live.as_ref().is_none_or(|facts| *uid != *facts.uid) => live,
                 _ => continue,
-            }
+            };
             if let Err(error) = self.authorities.delete(secret_name, secret).await
                 && !error.is_not_found()
                 && !error.is_stale()
             {
                 tracing::warn!(authority = %name, %error, "cannot delete the CA of a namespace that is gone");
             }
-            self.authorities.forget(name);
-            self.metrics.forget(name);
+            // The namespace of now has an authority of the same name, which goes on.
+            if live.is_none() {
+                self.authorities.forget(name);
+                self.metrics.forget(name);
+            }
         }
     }
 
