@@ -29,9 +29,9 @@ pub(crate) const MOST: u16 = 1024;
 /// Bytes of different lists of names at most. Beyond it, the pod or user with the most has its certificates recorded without names.
 const MOST_NAMES: usize = 64 << 10;
 
-/// Seconds for which a certificate that has ended stays in a record to which none is added: a clock that is set forward by an hour,
-/// and back, loses none.
-const CLOCK: u64 = 65 * 60;
+/// Seconds for which a certificate that has ended stays in a record to which none is added, and a revoked one on the list: a clock
+/// that is set forward by an hour, and back, loses none.
+pub(super) const CLOCK: u64 = 65 * 60;
 
 /// Certificates that a text for people describes, at most.
 const DESCRIBED: usize = 3;
@@ -200,9 +200,11 @@ impl Issued {
         other.leaves.iter().for_each(|(serial, leaf)| self.note(serial, leaf.clone()));
     }
 
-    /// Since when it is complete, in seconds of the Unix epoch, where it lacks a certificate that is valid at `now`.
+    /// Since when it is complete, in seconds of the Unix epoch, where it lacks a certificate that is valid at `now`, or was [a while](CLOCK)
+    /// ago: the clock may be ahead.
     pub(super) fn lacks_before(&self, now: SystemTime) -> Option<u64> {
-        (seconds(now) < self.lacking_until).then_some(self.since)
+        let lacks = self.lacking_until > 0 && seconds(now) < self.lacking_until.saturating_add(CLOCK);
+        lacks.then_some(self.since)
     }
 
     /// What it says of itself, without the certificates.

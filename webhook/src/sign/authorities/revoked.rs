@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     epoch::{seconds, time},
-    issued::{Issued, whole},
+    issued::{CLOCK, Issued, whole},
     leaf::Key,
     quorum::{MemberCounts, Unrecorded},
 };
@@ -304,6 +304,7 @@ impl Revoked {
             named.keys().filter(|serial| !revoked(serial)).any(|serial| unseen(&serial))
         };
         let unseen = known.by_record.is_some_and(falls_unseen);
+        let valid = self.record.entries.iter().filter(|(_, entry)| now < time(entry.1));
         let of_nobody = |serial: &str| !named.contains_key(serial) && !known.issued.has(serial);
         let counts = MemberCounts::of(
             known.issued,
@@ -312,7 +313,7 @@ impl Revoked {
             |serial| named.contains_key(serial),
             Unrecorded {
                 named: named.values().filter(|end| end.is_none()).count(),
-                revoked: self.record.entries.keys().filter(|serial| of_nobody(serial)).count(),
+                revoked: valid.filter(|(serial, _)| of_nobody(serial)).count(),
                 before: known.issued.lacks_before(now),
             },
         );
@@ -367,7 +368,7 @@ impl Revoked {
                     (request.refused(&format!(
                         "a list holds {MOST} certificates and bars {MOST_BARRED} pods at most; the next place is free at {}. To \
                          refuse all certificates of this CA, roll it over with --force",
-                        free.map_or_else(String::new, |at| rfc3339::text(time(at)))
+                        free.map_or_else(String::new, |at| rfc3339::text(time(at.saturating_add(CLOCK))))
                     )), 0)
                 } else {
                     for (serial, end) in &named {
@@ -435,20 +436,22 @@ impl Revoked {
         self.answer().is_some_and(|answer| !answer.accepted)
     }
 
-    /// Takes out what has ended, and signs a list where the last one says something else or is not `authority`'s. The number is
+    /// Takes out what has ended [a while](CLOCK) ago, and signs a list where the last one says something else or is not `authority`'s. The number is
     /// never smaller than the time in seconds, so that it does not go back where the record is lost. True if anything changed.
     ///
     /// # Errors
     /// The list could not be signed; nothing changed but the record.
     pub(crate) fn refresh(&mut self, authority: &Authority, now: SystemTime) -> Result<bool, IssueError> {
+        // The clock here may be ahead of that of who refuses a certificate, and nobody puts back what has left.
+        let ended = |end: u64| time(end.saturating_add(CLOCK)) <= now;
         let before = self.record.entries.len();
-        self.record.entries.retain(|_, entry| now < time(entry.1));
+        self.record.entries.retain(|_, entry| !ended(entry.1));
         let mut changed = self.record.entries.len() != before;
         let before = self.record.barred.len();
-        self.record.barred.retain(|_, bar| now < time(bar.0));
+        self.record.barred.retain(|_, bar| !ended(bar.0));
         changed |= self.record.barred.len() != before;
         let before = self.record.keys.len();
-        self.record.keys.retain(|_, until| now < time(*until));
+        self.record.keys.retain(|_, until| !ended(*until));
         changed |= self.record.keys.len() != before;
         if !authority.signs_lists() {
             return Ok(self.list.take().is_some() || changed);

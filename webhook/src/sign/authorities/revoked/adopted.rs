@@ -85,7 +85,7 @@ mod tests {
 
     use std::time::{Duration, UNIX_EPOCH};
 
-    use etcd_tls_contract::key::KeyAlgorithm;
+    use etcd_tls_contract::{key::KeyAlgorithm, life::BACKDATE};
 
     use super::*;
     use crate::{
@@ -159,7 +159,7 @@ mod tests {
         assert!(both.list().unwrap().entries().contains_key("4f0e"));
         assert!(!after.refresh(&one, now()).unwrap(), "the same list stays");
         assert_eq!(**after.list().unwrap(), newer);
-        assert!(after.refresh(&one, known).unwrap(), "entries leave with their certificates");
+        assert!(after.refresh(&one, known + BACKDATE).unwrap(), "entries leave after their certificates");
         assert!(after.list().unwrap().entries().keys().eq(["4f0d"]));
         assert_eq!(after.list().unwrap().replaces(&newer), Ok(true), "the number does not go back");
     }

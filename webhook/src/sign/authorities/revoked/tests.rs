@@ -2,7 +2,7 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use etcd_tls_contract::key::KeyAlgorithm;
+use etcd_tls_contract::{key::KeyAlgorithm, life::BACKDATE};
 
 use super::{super::issued::Leaf, *};
 
@@ -77,7 +77,10 @@ fn entries_come_and_go_and_the_number_only_grows() {
     assert_eq!(revoked.report().unwrap().count, 0, "it is not revoked");
 
     assert!(!revoked.refresh(&ca, now() + DAY).unwrap());
-    assert!(revoked.refresh(&ca, now() + DAY * 2).unwrap(), "it leaves with its certificate");
+    // The clock may be ahead by an hour.
+    let last = now() + DAY * 2 + BACKDATE - Duration::from_secs(1);
+    assert!(!revoked.refresh(&ca, last).unwrap(), "it stays longer than its certificate");
+    assert!(revoked.refresh(&ca, now() + DAY * 2 + BACKDATE).unwrap(), "it leaves after its certificate");
     assert!(listed(&revoked).is_empty());
     assert_eq!(revoked.list().unwrap().replaces(&second), Ok(true));
 }
@@ -168,8 +171,8 @@ fn compromised_keys_and_barred_pods_beyond_their_bounds_are_refused_and_other_re
         let serial = format!("{n:x}");
         assert!(take(&mut revoked, ask(Action::Add, &serial), &serial, now()).accepted);
     }
-    // The entries have left with their certificates. The keys stay.
-    revoked.refresh(&one, now() + DAY).unwrap();
+    // The entries have left after their certificates. The keys stay.
+    revoked.refresh(&one, now() + DAY + BACKDATE).unwrap();
     assert!(listed(&revoked).is_empty() && revoked.record.keys.len() == MOST);
     let later = now() + DAY;
     let answer = take(&mut revoked, ask(Action::Force, "ffffff"), "ffffff", later);
@@ -309,9 +312,14 @@ fn a_pod_that_is_revoked_is_barred_until_that_is_taken_back() {
     assert_eq!(listed(&revoked), ["4f0a", "4f0b"]);
     revoked = killed_and_read_back(&revoked);
     assert!(revoked.bars("uid-0") && !revoked.bars("uid-1"), "made again, it has another uid");
-    revoked.refresh(&ca("one"), now() + DAY).unwrap();
-    assert_eq!(listed(&revoked), ["4f0b"], "each entry leaves with its certificate");
+    revoked.refresh(&ca("one"), now() + DAY + BACKDATE).unwrap();
+    assert_eq!(listed(&revoked), ["4f0b"], "each entry leaves after its certificate");
     assert!(revoked.bars("uid-0"));
+    for (later, bars) in [(DAY * 365, true), (DAY * 365 + BACKDATE, false)] {
+        let mut late = revoked.clone();
+        late.refresh(&ca("one"), now() + later).unwrap();
+        assert_eq!(late.bars("uid-0"), bars, "{later:?}");
+    }
     let before = revoked.clone();
     revoked.take(&pod(Action::Undo), &known, now());
     revoked.refresh(&ca("one"), now()).unwrap();
