@@ -335,20 +335,17 @@ impl Rollover {
         self.phase == Phase::Signing && self.progress(uid).is_some_and(|pod| pod.renewed.insert(role))
     }
 
-    /// Forgets pods that are gone, if there are many: short-lived pods without end must not fill the Secret.
-    pub fn prune(&mut self, live: &[LivePod]) {
-        if self.pods.len() >= MAX_GONE {
-            let uids: BTreeSet<&str> = live.iter().map(|p| p.uid.as_str()).collect();
-            if self.pods.keys().filter(|uid| !uids.contains(uid.as_str())).count() >= MAX_GONE {
-                self.forget_all_but(live);
-            }
+    /// Forgets pods that are not `there` any more, if there are many: short-lived pods without end must not fill the Secret.
+    pub fn prune(&mut self, there: impl Fn(&str) -> bool) {
+        if self.pods.len() >= MAX_GONE && self.pods.keys().filter(|uid| !there(uid)).count() >= MAX_GONE {
+            self.forget_gone(there);
         }
     }
 
-    /// Forgets pods that are gone. Nothing waits for them, so this alone is no reason to write.
-    pub fn forget_all_but(&mut self, live: &[LivePod]) {
-        let live: BTreeSet<&str> = live.iter().map(|p| p.uid.as_str()).collect();
-        self.pods.retain(|uid, _| live.contains(uid.as_str()));
+    /// Forgets pods that are not `there` any more. Nothing waits for them, so this alone is no reason to write. A pod that is there stays,
+    /// also where it does not count just now: it states once what it has loaded.
+    pub fn forget_gone(&mut self, there: impl Fn(&str) -> bool) {
+        self.pods.retain(|uid, _| there(uid));
     }
 }
 

@@ -7,11 +7,12 @@ use kube::{
     api::{Patch, PatchParams},
 };
 use serde_json::json;
+use tests::eventually;
 
 use crate::{
-    lab::{Asking, Lab, impersonated},
+    lab::{Asking, LIMIT, Lab, impersonated},
     proxy::Proxy,
-    signer::{approve_if_pending, issue, issued, member, refused, sign_at},
+    signer::{approve_if_pending, issue, issued, member, phase, refused, rollover, sign_at, trust, waits_for},
 };
 
 /// Asks as `requester`, approved by hand: the signer alone judges.
@@ -23,7 +24,10 @@ async fn ask(lab: &Lab, requester: &Client, asking: Asking) -> String {
 
 /// The same with an administrator's rights, as a pod that may be gone.
 async fn ask_as(lab: &Lab, pod: &Pod, role: Role) -> String {
-    let asking = Asking::of(pod, role);
+    ask_for(lab, pod, Asking::of(pod, role)).await
+}
+
+async fn ask_for(lab: &Lab, pod: &Pod, asking: Asking) -> String {
     asking.create_as(&lab.api.client, &impersonated(pod)).await;
     approve_if_pending(lab, &asking.name).await;
     asking.name
@@ -49,6 +53,9 @@ async fn a_pod_is_judged_by_a_state_no_older_than_its_request() {
     for role in [Role::Peer, Role::Server] {
         issue(&lab, &before, role, None).await;
     }
+    lab.api.namespace("roll", &[("etcd-tls", "dynamic")]).await;
+    let first = member(&lab, "roll", "etcd-0", Some("10.1.0.20")).await;
+    issue(&lab, &first, Role::Peer, None).await;
     approver.process.kill();
 
     hold.send(true).expect("the proxy listens");
@@ -83,4 +90,24 @@ async fn a_pod_is_judged_by_a_state_no_older_than_its_request() {
     let chain = issued(&lab, &ask(&lab, &requester, Asking::of(&moved, Role::Peer)).await).await;
     assert_eq!(chain.sans.ips, ["10.1.0.4".parse().expect("an address")].into(), "its address of now, alone");
     fails(&lab, &ask(&lab, &requester, Asking::of(&new, Role::Peer)).await, "NameNotAllowed").await;
+    // A rollover, while the watch stands still again: whoever has a certificate is waited for, though the watch does not show it.
+    let [old, ..] = trust(&lab, "roll", "etcd").await;
+    rollover(&lab, &[]).expect("begin a rollover");
+    let both = eventually("both CAs to be published", LIMIT, || async {
+        let [peer, ..] = trust(&lab, "roll", "etcd").await;
+        if peer.certificates().len() == 2 { Ok(peer) } else { Err("one") }
+    })
+    .await;
+    hold.send(true).expect("the proxy listens");
+    let unseen = member(&lab, "roll", "etcd-1", Some("10.1.0.21")).await;
+    let states = async |pod: &Pod, digest: &str| {
+        issued(&lab, &ask_for(&lab, pod, Asking::of(pod, Role::Peer).trusts(digest)).await).await;
+    };
+    states(&unseen, &old.digest()).await;
+    states(&first, &both.digest()).await;
+    waits_for(&lab, &format!("of uid {}", unseen.metadata.uid.as_deref().expect("a uid"))).await;
+    hold.send(false).expect("the proxy listens");
+    waits_for(&lab, "roll/etcd-1").await;
+    states(&unseen, &both.digest()).await;
+    phase(&lab, "signing").await;
 }

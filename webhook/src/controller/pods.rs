@@ -173,6 +173,12 @@ impl Pods {
         }
     }
 
+    /// True if the watch shows a pod of this uid that has not finished, or shows nothing yet.
+    pub(crate) fn shows(&self, uid: &str) -> bool {
+        let state = self.state();
+        !state.pods.is_complete() || state.live.contains(&Uid::from(uid))
+    }
+
     /// The pod that a request's token is bound to, in a state no older than the request's resourceVersion.
     ///
     /// # Errors

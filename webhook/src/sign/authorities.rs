@@ -14,6 +14,7 @@ mod lean;
 pub(in crate::sign) mod making;
 pub(in crate::sign) mod memory;
 mod names;
+mod newcomers;
 mod quorum;
 pub(in crate::sign) mod quota;
 pub(in crate::sign) mod recollected;
@@ -246,6 +247,11 @@ impl Authorities {
         self.quota().remove_idle(wanted)
     }
 
+    /// True if the watch of pods shows the pod of this uid, or shows nothing yet.
+    pub(super) fn shows_pod(&self, uid: &str) -> bool {
+        self.pods.shows(uid)
+    }
+
     /// The authority that issues a leaf now, after what the leaf changes was persisted.
     ///
     /// # Errors
@@ -263,6 +269,9 @@ impl Authorities {
         }
         if ready.stored.revoked.compromised(grant.key) {
             return Err(compromised(&entry.name));
+        }
+        if !is_host(grant.holder) && !self.pods.shows(grant.holder) {
+            entry.newcomers().add(grant.holder, grant.role, Instant::now());
         }
         let mut after = ready.stored.clone();
         let end = after.active.not_after();

@@ -18,6 +18,7 @@ use tokio::sync::Mutex;
 
 use super::{
     memory::{Records, Share},
+    newcomers::Newcomers,
     state::{Stored, secret_metadata},
     unwritten::Unwritten,
 };
@@ -121,6 +122,8 @@ pub(in crate::sign) struct Entry {
     pub(in crate::sign) held: Mutex<Held>,
     /// Certificates that were recorded, but not written into the Secret: the state may be dropped and read again meanwhile.
     unwritten: StdMutex<Unwritten>,
+    /// Pods that got certificates before the watch of pods showed them.
+    newcomers: StdMutex<Newcomers>,
     /// The memory of both records.
     share: Share,
 }
@@ -214,7 +217,13 @@ impl Quota {
         }
         let share = Share::of(Arc::clone(&self.records));
         let entry_name = known.unwrap_or_else(|| Arc::new(name.clone()));
-        let entry = Arc::new(Entry { name: entry_name, held: Mutex::default(), unwritten: StdMutex::default(), share });
+        let entry = Arc::new(Entry {
+            name: entry_name,
+            held: Mutex::default(),
+            unwritten: StdMutex::default(),
+            newcomers: StdMutex::default(),
+            share,
+        });
         add(&mut self.entries, &name.namespace, Arc::clone(&entry));
         Ok(entry)
     }
@@ -294,6 +303,10 @@ fn add<T>(all: &mut HashMap<Box<str>, Vec<T>>, namespace: &str, one: T) {
 impl Entry {
     pub(in crate::sign) fn unwritten(&self) -> MutexGuard<'_, Unwritten> {
         self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(in crate::sign) fn newcomers(&self) -> MutexGuard<'_, Newcomers> {
+        self.newcomers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts the memory of the records, after a change of one. Beyond its part of a memory that is full, each forgets

@@ -24,6 +24,7 @@ use crate::{
         quota::{Entry, Held},
         state::{Stored, life},
     },
+    sign::cache::pods::is_host,
 };
 
 /// The phase of an authority that could not be looked at just now.
@@ -102,8 +103,17 @@ impl Reconciler {
             }
         };
         let revocation = self.revocation(name, &stored);
+        let with_unseen;
         let live = match live {
-            LivePods::These(pods) => pods.as_slice(),
+            LivePods::These(pods) => {
+                let unseen = entry.newcomers().unseen(|uid| self.authorities.shows_pod(uid), Instant::now());
+                if unseen.is_empty() {
+                    pods.as_slice()
+                } else {
+                    with_unseen = [pods.as_slice(), &unseen].concat();
+                    &with_unseen
+                }
+            }
             LivePods::NotGathered if stored.state.rollover.is_none() && revocation.is_none() => &[],
             // An authority that began to move since is looked at again.
             LivePods::NotListed | LivePods::NotGathered => {
@@ -112,6 +122,9 @@ impl Reconciler {
                 return result(report, 1, Some(stored.active.not_after()), None, None);
             }
         };
+        // A pod without its label, say, is there all the same.
+        let there =
+            |uid: &str| is_host(uid) || self.authorities.shows_pod(uid) || live.iter().any(|pod| pod.uid == *uid);
         let (active, next) = (life(&stored.active), stored.next.as_deref().map(life));
         let given_secret = policy.given_secret(name);
         let given = given_secret.and_then(|secret| self.given.get(secret)).map(|(_, authority)| authority);
@@ -150,7 +163,7 @@ impl Reconciler {
             after.state.answer = decision.answer.clone().map(Box::new);
         }
         if let Some(rollover) = &mut after.state.rollover {
-            rollover.prune(live);
+            rollover.prune(there);
         }
         let voters = revocation.as_ref().map(|_| {
             let namespaces = self.namespaces.borrow();
@@ -169,7 +182,7 @@ impl Reconciler {
         let changed = done.is_some() || after.state != stored.state || after.revoked != stored.revoked;
         if changed || entry.unwritten().is_due(after.entries(), Instant::now()) {
             if let Some(rollover) = &mut after.state.rollover {
-                rollover.forget_all_but(live);
+                rollover.forget_gone(there);
             }
             if let Err(error) = self.authorities.persist(entry, &mut held, after.clone()).await {
                 // Another round reads what is there and decides again.
