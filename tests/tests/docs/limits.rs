@@ -7,7 +7,7 @@ use etcd_tls_contract::{life::Life, policy::Policy, settings::Settings};
 use tests::repository;
 
 /// Page, words of it, source file, and the line in it that the words repeat.
-const SAME: [(&str, &str, &str, &str); 35] = [
+const SAME: [(&str, &str, &str, &str); 37] = [
     (
         "operations.md",
         "If it does not answer within two seconds, your own probe decides",
@@ -87,6 +87,18 @@ const SAME: [(&str, &str, &str, &str); 35] = [
         "and a second more for each 16 certificates and revocations that it has, 20 s at the most",
         "webhook/src/sign/authorities/unwritten.rs",
         "const RECORD_WITHIN_AT_MOST: Duration = Duration::from_secs(20);",
+    ),
+    (
+        "authorities.md",
+        "requests stay until the Secret is written, for an hour at most",
+        "webhook/src/sign/authorities/unwritten.rs",
+        "const SPARES_FOR: Duration = Duration::from_secs(60 * 60);",
+    ),
+    (
+        "revocation.md",
+        "65 minutes after its certificate has expired",
+        "webhook/src/sign/authorities/issued.rs",
+        "pub(super) const CLOCK: u64 = 65 * 60;",
     ),
     (
         "revocation.md",

@@ -222,6 +222,16 @@ impl Authorities {
         self.quota().all()
     }
 
+    /// True if an authority's certificates of late are in no Secret, though they should be.
+    pub(super) fn spares_requests(&self, name: &SignerName, now: Instant) -> bool {
+        self.quota().get(name).is_some_and(|entry| entry.unwritten().spares_requests(now))
+    }
+
+    /// True if some authority's are.
+    pub(super) fn some_spare_requests(&self, now: Instant) -> bool {
+        self.entries().iter().any(|entry| entry.unwritten().spares_requests(now))
+    }
+
     /// True if it is known in this term which authorities have a Secret.
     pub(super) fn are_listed(&self) -> bool {
         self.quota().is_listed()

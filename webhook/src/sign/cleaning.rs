@@ -32,6 +32,8 @@ const AT_ONCE: usize = 8;
 /// How long issued requests stay at most while a new leader looks in them for certificates that are not recorded: where it cannot,
 /// they would fill the API server's store.
 const SPARE_FOR: Duration = Duration::from_secs(10 * 60);
+/// How often to look whether records cannot be written.
+const LOOK_AT_RECORDS: Duration = Duration::from_secs(1);
 /// The reason of a denial whose pod is gone.
 const POD_GONE: [&str; 2] = ["PodGone", "WrongPod"];
 
@@ -43,7 +45,11 @@ impl Signer {
         let mut steps = FuturesUnordered::new();
         let (recollected, patience) = (self.authorities.recollected(), Instant::now() + SPARE_FOR);
         let mut said = false;
+        let (mut looked, mut some_unrecorded) = (Instant::now(), false);
         loop {
+            if looked.elapsed() >= LOOK_AT_RECORDS {
+                (looked, some_unrecorded) = (Instant::now(), self.authorities.some_spare_requests(Instant::now()));
+            }
             let next_due = {
                 let mut ledger = cleaner.ledger();
                 let spares = *recollected.borrow() != Recollected::All;
@@ -60,7 +66,7 @@ impl Signer {
                     && let Some(order) = ledger.take(Instant::now())
                 {
                     steps.push(async move {
-                        let ended = self.step(&order).await;
+                        let ended = self.step(&order, some_unrecorded).await;
                         (order, ended)
                     });
                 }
@@ -80,10 +86,25 @@ impl Signer {
         }
     }
 
-    async fn step(&self, order: &Order) -> Ended {
+    async fn step(&self, order: &Order, some_unrecorded: bool) -> Ended {
         match order.step {
+            Step::Delete(_) if some_unrecorded && order.recorded && self.is_unrecorded(order).await => {
+                Ended::Unrecorded
+            }
             Step::Delete(why) => self.delete(order, why).await,
             Step::Look => self.look(order).await,
+        }
+    }
+
+    /// True if the certificate of a request may be in no Secret, since that cannot be written: a successor finds it in the request.
+    async fn is_unrecorded(&self, order: &Order) -> bool {
+        let Some(policy) = self.controller.policy.borrow().clone() else { return true };
+        match facts::csrs().get::<Csr>(&self.controller.client, &order.name).await {
+            Ok(Some(csr)) => Case::open(&csr)
+                .signer()
+                .is_some_and(|signer| self.authorities.spares_requests(&policy.authority(signer), Instant::now())),
+            Ok(None) => false,
+            Err(_) => true,
         }
     }
 

@@ -25,6 +25,12 @@ pub(super) fn within(entries: usize) -> Duration {
     RECORD_WITHIN.saturating_add(Duration::from_secs(more)).min(RECORD_WITHIN_AT_MOST)
 }
 
+/// A record that is not written after so long cannot be written just now.
+const OVERDUE: Duration = Duration::from_secs(30);
+/// How long requests stay at most whose certificates are in such a record: they would fill the API server's store. Kubernetes itself
+/// deletes issued ones after as long.
+const SPARES_FOR: Duration = Duration::from_secs(60 * 60);
+
 /// See the module. Of thousands, few have any.
 #[derive(Debug, Default)]
 pub(in crate::sign) struct Unwritten(Option<Box<Pending>>);
@@ -92,6 +98,13 @@ impl Unwritten {
         self.0.as_ref()?.since
     }
 
+    /// True if certificates are recorded here alone, since the Secret cannot be written: if this process is killed, their requests are
+    /// all that tells of them.
+    pub(in crate::sign) fn spares_requests(&self, now: Instant) -> bool {
+        let failing = self.since().map(|since| now.saturating_duration_since(since));
+        failing.is_some_and(|failing| (OVERDUE..SPARES_FOR).contains(&failing))
+    }
+
     /// True if a record of so many certificates and revocations is to be written now.
     pub(in crate::sign) fn is_due(&self, entries: usize, now: Instant) -> bool {
         self.since().is_some_and(|since| now.saturating_duration_since(since) >= within(entries))
@@ -117,7 +130,10 @@ mod tests {
         assert!(!unwritten.is_due(0, start + second));
         assert!(unwritten.is_due(0, start + second * 2), "counted from the first");
         assert_eq!(unwritten.issued().len(), 2);
+        let spares = |after: Duration| unwritten.spares_requests(start + after);
+        assert!(!spares(RECORD_WITHIN) && spares(OVERDUE) && spares(SPARES_FOR - second) && !spares(SPARES_FOR));
         unwritten.clear();
+        assert!(!unwritten.spares_requests(start + OVERDUE));
         assert!(unwritten.issued().len() == 0 && unwritten.is_empty());
         assert!(unwritten.add("3", leaf("app-0", 1), start + second * 2));
         assert!(!unwritten.is_due(0, start + second * 3));

@@ -40,6 +40,8 @@ const TO_FETCH: Duration = Duration::from_secs(60);
 const SUPERSEDED_STAYS: Duration = TO_FETCH;
 /// When to look again at a request that is spared ([`Ledger::spare`]).
 const SPARED: Duration = Duration::from_secs(2);
+/// When to look again at one whose certificate is in a record that cannot be written.
+const UNRECORDED: Duration = Duration::from_secs(10);
 /// A delete that met another version is tried again after this, if the watch brings nothing.
 const CHANGED: Duration = Duration::from_secs(5);
 /// The waits between attempts when the API server fails.
@@ -87,6 +89,8 @@ pub(in crate::sign) struct Order {
     pub(in crate::sign) uid: Uid,
     pub(in crate::sign) version: Version,
     pub(in crate::sign) step: Step,
+    /// True if it has a certificate of ours.
+    pub(in crate::sign) recorded: bool,
 }
 
 /// How a step went.
@@ -98,6 +102,8 @@ pub(in crate::sign) enum Ended {
     Held,
     /// It stays for now.
     Stays,
+    /// It stays until its certificate is recorded.
+    Unrecorded,
     /// It is to be deleted.
     Delete(Why),
     /// It is not what was looked at any more.
@@ -338,7 +344,8 @@ impl Ledger {
                 (None, Standing::Refused) => Step::Delete(Why::Refused),
                 (None, Standing::Open) => Step::Look,
             };
-            return Some(Order { uid: entry.uid.clone(), version: entry.version.clone(), name, step });
+            let recorded = entry.is_recorded();
+            return Some(Order { uid: entry.uid.clone(), version: entry.version.clone(), name, step, recorded });
         }
         None
     }
@@ -359,6 +366,7 @@ impl Ledger {
             Ended::Changed if newer => now,
             Ended::Changed => now + CHANGED,
             Ended::Stays => now + self.times.open,
+            Ended::Unrecorded => now + UNRECORDED,
             Ended::Failed => {
                 let wait = RETRY.0.saturating_mul(1 << entry.failures.min(10)).min(RETRY.1);
                 entry.failures += 1;

@@ -348,3 +348,19 @@ fn a_name_that_comes_again_is_another_request() {
     scene.decided(&mut csr, "Denied");
     assert_eq!(scene.deleted_after(TIMES.refused), one("etcd-tls-p-peer-1", Why::Refused));
 }
+
+/// The Secret of its authority cannot be written, so the request alone tells of the certificate.
+#[test]
+fn one_whose_certificate_is_not_recorded_stays_until_it_is() {
+    let mut scene = Scene::new();
+    scene.asked("etcd-tls-p-peer-1", "p", &["Approved", "issued"]);
+    scene.asked("etcd-tls-q-peer-1", "q", &["Denied"]);
+    scene.after = TIMES.issued;
+    let order = scene.ledger.take(scene.now()).unwrap();
+    assert!(order.recorded && order.step == Step::Delete(Why::Issued));
+    scene.ledger.finish(&order, Ended::Unrecorded, scene.now());
+    assert_eq!(scene.deleted_after(UNRECORDED - SECOND), []);
+    assert_eq!(scene.deleted_after(SECOND), one("etcd-tls-p-peer-1", Why::Issued));
+    scene.after = TIMES.refused;
+    assert!(!scene.ledger.take(scene.now()).unwrap().recorded);
+}
