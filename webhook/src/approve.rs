@@ -225,10 +225,11 @@ impl Approver {
         // Of a pod's requests one Event beside the pod: each new request would else be one more object with Events.
         let of_pod = case.bound.as_ref().map(|bound| pod_reference(&bound.namespace, &bound.pod, &bound.pod_uid));
         let regarding = of_pod.unwrap_or_else(|| request_reference(name, csr.uid()));
-        self.controller
-            .recorder
-            .say(Notice { regarding, reason: CERTIFICATE_AWAITS_APPROVAL, note: message.clone() })
-            .await;
+        self.controller.recorder.say_beside(Notice {
+            regarding,
+            reason: CERTIFICATE_AWAITS_APPROVAL,
+            note: message.clone(),
+        });
         let patch = case::patch(csr, REVIEWED_CONDITION, case::MANUAL, &message, SystemTime::now());
         self.controller.write(csr, Self::subresource(csr), patch).await?;
         self.metrics.left();

@@ -279,7 +279,7 @@ impl Controller {
             return;
         }
         let regarding = pod_reference(&bound.namespace, &bound.pod, &bound.pod_uid);
-        self.recorder.say(Notice { regarding, reason, note: case::message(denials) }).await;
+        self.recorder.say_beside(Notice { regarding, reason, note: case::message(denials) });
     }
 
     /// Exports the span of a reconciliation that began at that time.

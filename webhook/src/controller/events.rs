@@ -56,6 +56,10 @@ const FEW_OBJECTS: usize = 64;
 const PAUSES: [Duration; 3] = [Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(8)];
 /// Events that wait to be written again, beside the work of who said them.
 const MAX_AGAIN: usize = 64;
+/// Events that wait to be written for the first time, beside the work of who said them.
+const MAX_BESIDE: usize = 1024;
+/// Those of them that are being written: each is a request of the API server.
+const AT_ONCE: usize = 8;
 
 /// Writes events as one process of etcd-tls.
 #[derive(Clone)]
@@ -65,6 +69,8 @@ pub struct Recorder {
     instance: String,
     allowances: Arc<Mutex<Allowances>>,
     again: Arc<Semaphore>,
+    beside: Arc<Semaphore>,
+    turns: Arc<Semaphore>,
 }
 
 /// What became of an event.
@@ -155,6 +161,8 @@ impl Recorder {
             instance: cut(instance, 128).to_owned(),
             allowances: Arc::default(),
             again: Arc::new(Semaphore::new(MAX_AGAIN)),
+            beside: Arc::new(Semaphore::new(MAX_BESIDE)),
+            turns: Arc::new(Semaphore::new(AT_ONCE)),
         }
     }
 
@@ -171,6 +179,27 @@ impl Recorder {
                 drop(place);
             });
         }
+    }
+
+    /// [`Self::say`] that nothing waits for: Events may be slow to write, and the work of the caller is more important. One for which
+    /// there is no place is left out.
+    pub(crate) fn say_beside(&self, notice: Notice) {
+        let Ok(place) = Arc::clone(&self.beside).try_acquire_owned() else {
+            tracing::debug!(object = notice.regarding.name, "too many events wait to be written: left out");
+            return;
+        };
+        let Some(event) = self.permitted(&notice) else { return };
+        let recorder = self.clone();
+        tokio::spawn(async move {
+            let turn = recorder.turns.acquire().await;
+            let outcome = recorder.write(&event).await;
+            drop((turn, place));
+            if outcome == Outcome::Failed
+                && let Ok(_place) = recorder.again.try_acquire()
+            {
+                recorder.write_again(&event).await;
+            }
+        });
     }
 
     /// [`Self::say`] that waits for the next tries, too. One that is left out has failed.
@@ -332,6 +361,43 @@ mod tests {
         assert_eq!(name(&notice("u", "no"), 1), name(&notice("u", "no"), 2));
         assert_ne!(name(&notice("u", "no"), 1), name(&notice("u", "never"), 1));
         assert_ne!(name(&notice("u", "no"), 1), name(&notice("v", "no"), 1));
+    }
+
+    /// An API server that takes no Event: it does not answer. The requests that it has at once.
+    #[derive(Clone, Default)]
+    struct Hangs(Arc<std::sync::atomic::AtomicUsize>);
+
+    impl tower::Service<hyper::Request<kube::client::Body>> for Hangs {
+        type Response = hyper::Response<kube::client::Body>;
+        type Error = std::convert::Infallible;
+        type Future = std::future::Pending<Result<Self::Response, Self::Error>>;
+
+        fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
+            std::task::Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, _: hyper::Request<kube::client::Body>) -> Self::Future {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            std::future::pending()
+        }
+    }
+
+    #[tokio::test]
+    async fn events_that_are_slow_to_write_delay_nobody_and_are_bounded() {
+        let hangs = Hangs::default();
+        let recorder = Recorder::new(Client::new(hangs.clone(), "default"), "sign", "etcd-tls-sign-0");
+        for n in 0..2 * MAX_BESIDE {
+            recorder.say_beside(Notice {
+                regarding: pod_reference(&format!("ns-{n}"), "etcd-0", "u"),
+                reason: reasons::CERTIFICATE_DENIED,
+                note: "no".to_owned(),
+            });
+        }
+        assert_eq!(recorder.beside.available_permits(), 0);
+        for _ in 0..1000 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(hangs.0.load(std::sync::atomic::Ordering::SeqCst), AT_ONCE);
     }
 
     #[test]

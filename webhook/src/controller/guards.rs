@@ -242,7 +242,7 @@ impl Prover {
             name: Some(format!("etcd-tls-{}", self.process)),
             ..ObjectReference::default()
         };
-        self.recorder.say(Notice { regarding, reason: POLICY_NOT_ENFORCED, note }).await;
+        self.recorder.say_beside(Notice { regarding, reason: POLICY_NOT_ENFORCED, note });
         said.fault = Some(fault);
     }
 

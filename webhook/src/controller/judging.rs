@@ -113,14 +113,14 @@ impl Controller {
                 claim.ip
             );
             let regarding = pod_reference(&pod.namespace, &pod.name, &pod.uid);
-            self.recorder.say(Notice { regarding, reason: ADDRESS_CONTESTED, note }).await;
+            self.recorder.say_beside(Notice { regarding, reason: ADDRESS_CONTESTED, note });
             if let Claimant::Pod { namespace, name, uid, .. } = &claim.by {
                 let note = format!(
                     "pod {}/{} on node {} reports the address {} of this pod too: neither gets a first certificate for it",
                     pod.namespace, pod.name, pod.node, claim.ip
                 );
                 let regarding = pod_reference(namespace, name, uid);
-                self.recorder.say(Notice { regarding, reason: ADDRESS_CONTESTED, note }).await;
+                self.recorder.say_beside(Notice { regarding, reason: ADDRESS_CONTESTED, note });
             }
         }
         Ok(identity::unless_contested(verdict, pod, services, &claims))

@@ -103,7 +103,7 @@ async fn match_namespaces(
             if there.is_some() && replaced != said {
                 for note in &replaced {
                     tracing::warn!(note, "a rule of the policy does not count");
-                    recorder.say(of_policy(&system, note)).await;
+                    recorder.say_beside(of_policy(&system, note));
                 }
                 said = replaced;
             }
@@ -190,7 +190,7 @@ async fn follow(
                 let in_force = if sender.borrow().is_some() { KEPT } else { NONE };
                 tracing::error!(%error, "policy unreadable: {in_force}");
                 if let Some(object) = object {
-                    recorder.say(unreadable(&object, &format!("{error}; {in_force}"))).await;
+                    recorder.say_beside(unreadable(&object, &format!("{error}; {in_force}")));
                 }
             }
         }

@@ -170,7 +170,7 @@ impl Reconciler {
                 }
                 self.metrics.report(&result.name, &result.report, result.waiting, result.not_after);
                 self.metrics.waits_since(&result.name, result.waiting_since);
-                self.say(&result).await;
+                self.say(&result);
                 // An unknown phase is not reported.
                 if result.report.phase != UNKNOWN
                     && let Ok(text) = serde_json::to_string(&result.report)
@@ -295,28 +295,28 @@ impl Reconciler {
         let full = refused.keys().cloned().collect();
         for (namespace, (_, first, why)) in refused {
             // One line for each namespace, so that a tenant who names many clusters cannot fill the log.
-            self.complain(&namespace, &first, TOO_MANY_AUTHORITIES, &why).await;
+            self.complain(&namespace, &first, TOO_MANY_AUTHORITIES, &why);
         }
         (entries, full)
     }
 
     /// Says a step once, and a trouble again and again.
-    async fn say(&mut self, result: &RoundResult) {
+    fn say(&mut self, result: &RoundResult) {
         let name = &result.name;
         if let Some((step, after)) = &result.done {
             let (reason, note) = describe(name, step, after, &result.report);
             tracing::info!(authority = %name, ?step, note, "rollover");
-            self.recorder.say(Notice { regarding: reference(name), reason, note }).await;
+            self.recorder.say_beside(Notice { regarding: reference(name), reason, note });
         }
         if let Some(overdue) = &result.overdue {
-            self.remind(name, &format!("{name}: {overdue}")).await;
+            self.remind(name, &format!("{name}: {overdue}"));
         } else {
             self.said.forget(&name.to_string(), ROLLOVER_WAITS.name());
         }
         match (&result.trouble, result.report.phase.as_str()) {
-            (Some(trouble), "lost") => self.complain(&name.to_string(), name, AUTHORITY_LOST, &trouble.clone()).await,
+            (Some(trouble), "lost") => self.complain(&name.to_string(), name, AUTHORITY_LOST, &trouble.clone()),
             (Some(trouble), "unusable") => {
-                self.complain(&name.to_string(), name, AUTHORITY_UNUSABLE, &trouble.clone()).await;
+                self.complain(&name.to_string(), name, AUTHORITY_UNUSABLE, &trouble.clone());
             }
             (Some(trouble), _) => tracing::debug!(authority = %name, trouble, "not yet"),
             (None, _) => {
@@ -327,27 +327,27 @@ impl Reconciler {
     }
 
     /// Says once an hour whom a rollover waits for.
-    async fn remind(&mut self, name: &SignerName, text: &str) {
+    fn remind(&mut self, name: &SignerName, text: &str) {
         if !self.said.is_due(&name.to_string(), ROLLOVER_WAITS.name(), text, REMIND_AGAIN, Instant::now()) {
             return;
         }
         tracing::warn!(authority = %name, "{text}");
-        self.recorder.say(Notice { regarding: reference(name), reason: ROLLOVER_WAITS, note: text.to_owned() }).await;
+        self.recorder.say_beside(Notice { regarding: reference(name), reason: ROLLOVER_WAITS, note: text.to_owned() });
     }
 
     /// Says a trouble of `subject` now and then, beside the trust of an authority.
-    async fn complain(&mut self, subject: &str, name: &SignerName, reason: &'static Reason, trouble: &str) {
+    fn complain(&mut self, subject: &str, name: &SignerName, reason: &'static Reason, trouble: &str) {
         tracing::debug!(authority = %name, reason = reason.name(), "trouble");
-        self.complain_of(subject, reference(name), reason, trouble).await;
+        self.complain_of(subject, reference(name), reason, trouble);
     }
 
     /// [`Self::complain`], beside any object.
-    async fn complain_of(&mut self, subject: &str, regarding: ObjectReference, reason: &'static Reason, trouble: &str) {
+    fn complain_of(&mut self, subject: &str, regarding: ObjectReference, reason: &'static Reason, trouble: &str) {
         if !self.said.is_due(subject, reason.name(), trouble, SAY_AGAIN, Instant::now()) {
             return;
         }
         tracing::error!(subject, reason = reason.name(), "{trouble}");
-        self.recorder.say(Notice { regarding, reason, note: trouble.to_owned() }).await;
+        self.recorder.say_beside(Notice { regarding, reason, note: trouble.to_owned() });
     }
 }
 

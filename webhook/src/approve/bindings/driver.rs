@@ -374,7 +374,7 @@ impl Reconciler {
                     "{}",
                     notice.note
                 );
-                self.recorder.say(notice).await;
+                self.recorder.say_beside(notice);
                 term.paces.failed(&about, Instant::now());
             }
             let at = term.paces.not_before(&about, Instant::now());

@@ -173,7 +173,7 @@ impl Reconciler {
         );
         if self.said.is_due(&cluster.to_string(), AUTHORITY_IDLE.name(), &note, SAY_IDLE, Instant::now()) {
             tracing::info!(%cluster, at = rfc3339::text(at), "idle authorities");
-            self.recorder.say(Notice { regarding: home_of(cluster), reason: AUTHORITY_IDLE, note }).await;
+            self.recorder.say_beside(Notice { regarding: home_of(cluster), reason: AUTHORITY_IDLE, note });
         }
     }
 
@@ -199,7 +199,7 @@ impl Reconciler {
             "the certificate authorities of {cluster} were deleted: for long no pod and no host used them, and no certificate of theirs \
              was valid. A pod that comes gets new ones"
         );
-        self.recorder.say(Notice { regarding: home_of(cluster), reason: AUTHORITY_RETIRED, note }).await;
+        self.recorder.say_beside(Notice { regarding: home_of(cluster), reason: AUTHORITY_RETIRED, note });
         Ok(())
     }
 

@@ -112,7 +112,7 @@ impl Reconciler {
                          log of the API server names the writer",
                         forms.join(", ")
                     );
-                    self.complain_of(&subject, reference, TRUST_REPAIRED, &note).await;
+                    self.complain_of(&subject, reference, TRUST_REPAIRED, &note);
                 }
             }
             Err(NotMended { error, renewing: false }) if error.code() == Some(403) => {
@@ -129,7 +129,7 @@ impl Reconciler {
                 // Changed since it was looked at, or the namespace is going: no trouble, unless it lasts.
                 if pause >= LASTING {
                     let note = format!("ConfigMap {subject} cannot be written: {error}; it is tried again");
-                    self.complain_of(&subject, reference, TRUST_NOT_REPAIRED, &note).await;
+                    self.complain_of(&subject, reference, TRUST_NOT_REPAIRED, &note);
                 } else {
                     tracing::debug!(config_map = subject, %error, "not written; trying again");
                 }

@@ -103,7 +103,7 @@ impl Reconciler {
                 Err(error) => {
                     self.given.remove(secret);
                     let trouble = error.to_string();
-                    self.complain(&name.to_string(), name, GIVEN_AUTHORITY_UNUSABLE, &trouble).await;
+                    self.complain(&name.to_string(), name, GIVEN_AUTHORITY_UNUSABLE, &trouble);
                 }
             }
         }
