@@ -19,6 +19,8 @@ use crate::scene::LIMIT;
 
 const SYSTEM: &str = "etcd-tls-system";
 pub const OURS: &str = "client.etcd-tls.dev:prod.etcd:bundle";
+const OF_PEERS: &str = "peer.etcd-tls.dev:prod.etcd:bundle";
+const MANAGED: &str = "app.kubernetes.io/managed-by";
 
 fn resource() -> ApiResource {
     ApiResource {
@@ -96,9 +98,20 @@ async fn our_bundles_are_published_as_cluster_trust_bundles() {
         }
     };
     eventually("both CAs", LIMIT, &both).await;
-    let foreign = json!({"spec": {"trustBundle": installation.api.ca.pem}});
-    bundles.patch(OURS, &PatchParams::default(), &Patch::Merge(foreign)).await.expect("as cluster-admin");
+    let (_, of_peers) = eventually("another ClusterTrustBundle", LIMIT, || read(OF_PEERS)).await;
+    // The first one in our hands no more by its label: it is taken back, and holds up no other.
+    let foreign = |labels: Value| {
+        Patch::Merge(json!({"metadata": {"labels": labels}, "spec": {"trustBundle": installation.api.ca.pem}}))
+    };
+    for (name, labels) in [(OURS, json!({MANAGED: null})), (OF_PEERS, json!({}))] {
+        bundles.patch(name, &PatchParams::default(), &foreign(labels)).await.expect("as cluster-admin");
+    }
     eventually("mended", LIMIT, &both).await;
+    eventually("the other one mended", LIMIT, || async {
+        if read(OF_PEERS).await?.1 == of_peers { Ok(()) } else { Err("not yet".to_owned()) }
+    })
+    .await;
+    assert_eq!(read(OURS).await.expect("ours").0.labels().get(MANAGED).map(String::as_str), Some("etcd-tls"));
 
     reaches_no_other(&installation, &bundles).await;
 

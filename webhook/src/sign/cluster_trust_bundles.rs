@@ -156,8 +156,16 @@ impl ClusterTrustBundles {
             }
             if let Some(wanted) = self.wanted().await {
                 let gone = |signer: &SignerName| self.is_gone(signer);
+                // One that cannot be written does not delay the others.
+                let mut failed = None;
                 for (name, step) in steps(&wanted, &present, gone) {
-                    self.take(&api, &name, &step, &mut present).await?;
+                    if let Err(error) = self.take(&api, &name, &step, &mut present).await {
+                        tracing::debug!(bundle = name, %error, "not written; trying again");
+                        failed.get_or_insert(error);
+                    }
+                }
+                if let Some(error) = failed {
+                    return Err(error.into());
                 }
                 self.metrics.cluster_trust_bundles.set(i64::try_from(present.len()).unwrap_or(i64::MAX));
                 *said = None;
@@ -218,13 +226,14 @@ impl ClusterTrustBundles {
         present: &mut BTreeMap<String, Present>,
     ) -> Result<(), ApiServerError> {
         let result = match step {
-            Step::Create(wanted) => within(api.create(&PostParams::default(), &wanted.object(name)?)).await,
-            Step::Update(wanted) => {
-                let body = json!({
-                    "metadata": {"annotations": {UID_ANNOTATION: wanted.uid}}, "spec": {"trustBundle": wanted.pem},
-                });
-                within(api.patch(name, &PatchParams::default(), &Patch::Merge(body))).await
+            Step::Create(wanted) => {
+                match within(api.create(&PostParams::default(), &wanted.object(name)?)).await {
+                    // Without our label it is in no list of ours.
+                    Err(error) if error.code() == Some(409) => update(api, name, wanted).await,
+                    result => result,
+                }
             }
+            Step::Update(wanted) => update(api, name, wanted).await,
             Step::Delete { uid } => {
                 let preconditions = Preconditions { uid: uid.clone(), resource_version: None };
                 let params = DeleteParams::default().preconditions(preconditions);
@@ -243,6 +252,17 @@ impl ClusterTrustBundles {
         present.insert(name.to_owned(), recognise(&object));
         Ok(())
     }
+}
+
+/// Brings an object to its wanted content.
+async fn update(api: &Api<DynamicObject>, name: &str, wanted: &Wanted) -> Result<DynamicObject, ApiServerError> {
+    let body = json!({
+        "metadata": {
+            "labels": {MANAGED_LABEL.0: MANAGED_LABEL.1}, "annotations": {UID_ANNOTATION: wanted.uid},
+        },
+        "spec": {"trustBundle": wanted.pem},
+    });
+    within(api.patch(name, &PatchParams::default(), &Patch::Merge(body))).await
 }
 
 impl Wanted {
