@@ -1,5 +1,7 @@
 //! Writes that must be refused, tried as dry runs: nothing is kept of one that gets through.
 
+use std::time::Duration;
+
 use k8s_openapi::api::{
     admissionregistration::v1::MutatingWebhookConfiguration,
     certificates::v1::CertificateSigningRequest,
@@ -14,11 +16,12 @@ use kube::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use super::Guard;
 use crate::controller::{
     client::{ApiServerError, within},
-    listed::{Metadata, Source, WatchError},
+    listed::{self, Events, Metadata, Source, WatchError},
     namespaces,
 };
 
@@ -28,6 +31,10 @@ const NAME: &str = "etcd-tls-policy-check";
 const CERTIFICATE: &str = include_str!("check.pem");
 /// Requests that are looked through for one of ours.
 const PAGE: u32 = 50;
+/// Metadata of CertificateRequests that are listed at once.
+const METADATA_PAGE: u32 = 500;
+/// How long they are looked through: other policies are to be proven, too.
+const LOOK_FOR: Duration = Duration::from_secs(45);
 /// Bytes of one CertificateRequest that are read.
 const MOST_OF_ONE: usize = 4 * 1024;
 /// Namespaces in which a write is tried, before there is nothing to try.
@@ -236,29 +243,47 @@ impl Attempt {
     }
 }
 
-/// Tries to delete or to decide a CertificateRequest whose name is none of ours. Where there is none, none could be misused.
-/// However large the requests are, and however many, one is read at a time.
-async fn try_another(client: &Client, policy: &str, decide: bool) -> Answer {
-    let requests = Source {
+/// The CertificateRequests of the cluster, by their names.
+fn of_cert_manager() -> Source {
+    Source {
         path: "/apis/cert-manager.io/v1/certificaterequests".to_owned(),
         metadata_alone: true,
         in_pages: true,
+        page: METADATA_PAGE,
         wanted: &[&["metadata", "namespace"], &["metadata", "name"]],
         limit: MOST_OF_ONE,
         ..Source::default()
-    };
-    let mut another = None;
-    let see = |object: Metadata| {
-        let named = object.metadata.namespace.zip(object.metadata.name);
-        another = another.take().or_else(|| named.filter(|(_, name)| !name.starts_with("etcd-tls-")));
-    };
-    match requests.each(client, see).await {
-        Ok(()) => {}
-        // Not served: cert-manager is not installed.
-        Err(WatchError::Request(error)) if error.is_not_found() => return Answer::NothingToTry,
-        Err(error) => return Answer::Unknown(error.to_string()),
     }
-    let Some((namespace, name)) = another else { return Answer::NothingToTry };
+}
+
+/// The namespace and the name of a CertificateRequest whose name is none of ours. However large the requests are, and however many,
+/// one is read at a time, and none behind the first that is found.
+async fn another(mut requests: Events<Metadata>) -> Result<Option<(String, String)>, WatchError> {
+    loop {
+        match requests.next().await? {
+            listed::Event::Listed(object) => {
+                let named = object.metadata.namespace.zip(object.metadata.name);
+                if let Some(found) = named.filter(|(_, name)| !name.starts_with("etcd-tls-")) {
+                    return Ok(Some(found));
+                }
+            }
+            listed::Event::Complete => return Ok(None),
+            _ => {}
+        }
+    }
+}
+
+/// Tries to delete or to decide a CertificateRequest whose name is none of ours. Where there is none, none could be misused.
+async fn try_another(client: &Client, policy: &str, decide: bool) -> Answer {
+    let requests = Events::new(client.clone(), of_cert_manager());
+    let (namespace, name) = match timeout(LOOK_FOR, another(requests)).await {
+        Ok(Ok(Some(found))) => found,
+        Ok(Ok(None)) => return Answer::NothingToTry,
+        // Not served: cert-manager is not installed.
+        Ok(Err(WatchError::Request(error))) if error.is_not_found() => return Answer::NothingToTry,
+        Ok(Err(error)) => return Answer::Unknown(error.to_string()),
+        Err(_) => return Answer::Unknown(format!("no request of others was found within {} s", LOOK_FOR.as_secs())),
+    };
     // By the query, as in all dry runs: the gate lets through what is one by its query, and kube writes it into the body.
     let path = format!("/apis/cert-manager.io/v1/namespaces/{namespace}/certificaterequests/{name}");
     let request = if decide {
@@ -309,6 +334,28 @@ mod tests {
     fn refused(code: u16, message: &str) -> Answer {
         let status = Status { code, message: message.to_owned(), ..Status::default() };
         judge::<()>(Err(ApiServerError::Api(kube::Error::Api(Box::new(status)))), "etcd-tls-secrets")
+    }
+
+    /// Of 100,000 requests of others, that would be hundreds of lists.
+    #[tokio::test]
+    async fn no_request_is_listed_behind_the_first_of_others() {
+        let (asked, count) =
+            (std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0)), std::sync::atomic::Ordering::SeqCst);
+        let counted = std::sync::Arc::clone(&asked);
+        let client = Client::new(
+            tower::service_fn(move |_: hyper::Request<kube::client::Body>| {
+                let page = counted.fetch_add(1, count);
+                let named = |name: &str| json!({"metadata": {"namespace": "prod", "name": name}});
+                let items = [named("etcd-tls-u-peer-1"), named(if page < 2 { "etcd-tls-u-peer-2" } else { "web-1" })];
+                let page = json!({"metadata": {"resourceVersion": "7", "continue": "more"}, "items": items});
+                let page = http_body_util::Full::new(hyper::body::Bytes::from(page.to_string()));
+                std::future::ready(Ok::<_, std::convert::Infallible>(hyper::Response::new(page)))
+            }),
+            "default",
+        );
+        let found = another(Events::new(client, of_cert_manager())).await.expect("an answer");
+        assert_eq!(found, Some(("prod".to_owned(), "web-1".to_owned())));
+        assert_eq!(asked.load(count), 3);
     }
 
     #[test]
