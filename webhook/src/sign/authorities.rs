@@ -317,6 +317,10 @@ impl Authorities {
         if self.over.load(Ordering::SeqCst) {
             return Err(Unavailable::NotYet("this replica does not lead any more".to_owned()));
         }
+        // What is noted in a place that was given up, at the end of a term, say, is written by nobody.
+        if !self.quota().get(&entry.name).is_some_and(|place| std::ptr::eq(&raw const *place, entry)) {
+            return Err(Unavailable::NotYet(format!("authority {} is loaded again", entry.name)));
+        }
         if matches!(&*held, Held::Ready(ready) if self.is_replaced(&entry.name, ready)) {
             return Err(Unavailable::NotYet(format!("namespace {} was made again meanwhile", entry.name.namespace)));
         }

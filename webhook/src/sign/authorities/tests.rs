@@ -84,6 +84,35 @@ async fn a_key_that_is_revoked_between_grant_and_record_gets_no_certificate() {
     authorities.note_issued(&entry, &issuer, "3", leaf(b"another")).await.unwrap();
 }
 
+/// As in a job that goes on while the leader's tasks are started again after a panic.
+#[tokio::test]
+async fn a_place_that_was_given_up_takes_no_record() {
+    let (now, policy) = (SystemTime::now(), Arc::new(Policy::default()));
+    let authorities = authorities(&policy);
+    let signer: SignerName = "client.etcd-tls.dev/prod.etcd".parse().unwrap();
+    let leaf = |serial: &str| Leaf::new("uid", "prod/app-0".to_owned(), serial, now + Duration::from_secs(600), now);
+    let ca = Authority::generate("ca", KeyAlgorithm::EcdsaP256, Duration::from_secs(86_400), now).unwrap();
+    let stored = Stored::new(ca);
+    let issuer = Arc::clone(&stored.active);
+    let ready = || {
+        let secret = quota::SecretMetadata::of(ObjectMeta::default(), &signer).unwrap();
+        let stored = stored.clone();
+        Held::Ready(Box::new(Ready { namespace: "u".into(), stored, secret, type_: None, compared: true }))
+    };
+    let before = authorities.entry(&policy.authority(&signer)).unwrap();
+    *before.held.lock().await = ready();
+    authorities.note_issued(&before, &issuer, "1", leaf("1")).await.unwrap();
+    authorities.clear();
+    authorities.listed(&BTreeSet::new());
+    let refused = authorities.note_issued(&before, &issuer, "2", leaf("2")).await.unwrap_err();
+    assert!(matches!(refused, Unavailable::NotYet(_)), "{refused}");
+    let after = authorities.entry(&policy.authority(&signer)).unwrap();
+    *after.held.lock().await = ready();
+    let refused = authorities.note_issued(&before, &issuer, "2", leaf("2")).await.unwrap_err();
+    assert!(matches!(refused, Unavailable::NotYet(_)), "{refused}");
+    authorities.note_issued(&after, &issuer, "2", leaf("2")).await.unwrap();
+}
+
 /// An API server with this Secret, or that fails, and with nothing else.
 #[derive(Clone, Default)]
 struct Holds(Arc<StdMutex<Option<Secret>>>);
