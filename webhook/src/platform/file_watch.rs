@@ -49,9 +49,17 @@ impl FileWatch {
             return;
         }
         self.watch();
-        if let Ok(Some(())) = time::timeout(RECHECK, self.events.recv()).await {
-            time::sleep(SETTLE).await;
-            while self.events.try_recv().is_ok() {}
+        match time::timeout(RECHECK, self.events.recv()).await {
+            Ok(Some(())) => {
+                time::sleep(SETTLE).await;
+                while self.events.try_recv().is_ok() {}
+            }
+            // Its thread has ended.
+            Ok(None) => {
+                tracing::warn!("the watch of files has ended; reading them every minute");
+                self.watcher = None;
+            }
+            Err(_) => {}
         }
     }
 
@@ -88,6 +96,15 @@ mod tests {
     use std::fs;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_watch_that_has_ended_makes_no_busy_loop() {
+        let mut watch = FileWatch::new([]);
+        // As when the watcher's thread ends.
+        (_, watch.events) = mpsc::channel(1);
+        watch.changed().await;
+        assert!(time::timeout(Duration::from_millis(100), watch.changed()).await.is_err());
+    }
 
     #[tokio::test]
     async fn reading_a_file_is_no_news_of_it() {
