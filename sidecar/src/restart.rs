@@ -48,6 +48,7 @@ use self::{
     options::Method,
 };
 pub use self::{
+    decide::Ports,
     gate::Gate,
     options::{LeaseOptions, Options, lease_name},
 };
@@ -97,7 +98,7 @@ pub struct Restarter {
     metrics: Metrics,
     gate: Arc<Gate>,
     status: watch::Sender<Status>,
-    unserved: watch::Sender<bool>,
+    unserved: watch::Sender<Ports>,
     cut_asked: watch::Sender<Option<String>>,
     cut: Cut,
     locks: Locks,
@@ -109,8 +110,8 @@ pub struct Restarter {
     leads_since: Option<Instant>,
     /// Since when a domain's port shows nothing.
     silent: BTreeMap<Domain, Instant>,
-    /// True if etcd was restarted for a leaf that it does not serve, and still does not.
-    leaf_tried: bool,
+    /// The ports for which etcd was restarted, and that still do not serve the leaf.
+    leaf_tried: Ports,
     /// When etcd was last seen to have started.
     last_start: Option<Duration>,
 }
@@ -154,7 +155,7 @@ impl Restarter {
             announced: None,
             leads_since: None,
             silent: BTreeMap::new(),
-            leaf_tried: false,
+            leaf_tried: Ports::new(),
             last_start: None,
             method,
             observer,
@@ -172,9 +173,8 @@ impl Restarter {
         Arc::clone(&self.gate)
     }
 
-    /// Where to say that etcd does (true) or no longer does (false) serve an old leaf after its grace time, which a restart
-    /// cures.
-    pub fn leaf_unserved(&self) -> watch::Sender<bool> {
+    /// Where to say which ports of etcd serve an old leaf after its grace time, which a restart cures.
+    pub fn leaf_unserved(&self) -> watch::Sender<Ports> {
         self.unserved.clone()
     }
 
@@ -331,7 +331,7 @@ impl Restarter {
                 Trust::Elsewhere => drop(unknown.insert(domain, Unknown::OtherFile)),
             }
         }
-        if leaf_due(*self.unserved.borrow(), &mut self.leaf_tried) {
+        if leaf_due(&self.unserved.borrow(), &mut self.leaf_tried) {
             look.why.push("etcd still serves an old certificate".to_owned());
         }
         // A server that reloads its files on a signal ends no connection.
@@ -371,7 +371,7 @@ impl Restarter {
         if allowed.outage {
             self.announce(why)?;
             let done = self.restart(ends, &allowed, Lock::new(None, &seen.client_urls)).await;
-            self.leaf_tried |= done.is_ok() && *self.unserved.borrow();
+            self.note_tried(&done);
             return done;
         }
         let mut guard = self.locks.acquire(self.observer.identity().as_deref(), &seen.client_urls).await?;
@@ -379,8 +379,14 @@ impl Restarter {
         if let Err(error) = guard.release(&seen.client_urls).await {
             tracing::warn!(%error, "the restart lock was not given back; it lapses by itself");
         }
-        self.leaf_tried |= done.is_ok() && *self.unserved.borrow();
+        self.note_tried(&done);
         done
+    }
+
+    fn note_tried(&mut self, done: &Result<(), Wait>) {
+        if done.is_ok() {
+            self.leaf_tried.extend(self.unserved.borrow().iter());
+        }
     }
 
     /// Looks at every member, by way of the others where etcd itself refuses us.

@@ -59,7 +59,7 @@ pub struct Driver<C, F, M, W> {
     /// The bundles that etcd has loaded; `None` without an etcd.
     pub loaded: Option<watch::Receiver<restart::Status>>,
     /// Told when a port still serves an old certificate after its grace time; none where there is no etcd.
-    pub unserved: Option<watch::Sender<bool>>,
+    pub unserved: Option<watch::Sender<restart::Ports>>,
     /// Told the id of an operator's request to restart etcd; none where there is no etcd.
     pub cut: Option<watch::Sender<Option<String>>>,
     /// Counts installs, for the restarter.
@@ -97,8 +97,8 @@ struct RoleState {
     refusals: u32,
     /// Ports that are still to be seen serving the last certificate.
     unseen: usize,
-    /// True if one of them was last seen serving another one, or another certificate before this one.
-    other: bool,
+    /// The ports that were last seen serving another one than they should, this one or one before.
+    other: restart::Ports,
     /// True if the certificate is one of a process before this one, which has counted it.
     counted: bool,
     received: Duration,
@@ -268,7 +268,7 @@ where
     fn look_at_ports<'a>(&'a self, role: Role, counted: bool, progress: &mut Progress<'a>) {
         let (Some(entry), Some(state)) = (self.agent.entry(role), progress.roles.get_mut(&role)) else { return };
         let ports: Vec<&Port> = self.ports.iter().filter(|p| p.role == role).collect();
-        // What a port served before is known until all serve this one.
+        // Which ports do not serve it is known until they are seen again.
         (state.unseen, state.counted) = (ports.len(), counted);
         self.health.served(role, None);
         let received = state.received;
@@ -411,8 +411,9 @@ where
             Done::Looked(this, seen) => {
                 self.looked(this, &seen, progress);
                 if let Some(unserved) = &self.unserved {
-                    let any = progress.roles.values().any(|state| state.other);
-                    unserved.send_if_modified(|before| std::mem::replace(before, any) != any);
+                    let other: restart::Ports =
+                        progress.roles.values().flat_map(|state| &state.other).copied().collect();
+                    unserved.send_if_modified(|before| std::mem::replace(before, other.clone()) != other);
                 }
             }
         }
@@ -429,8 +430,8 @@ where
         match seen {
             PortState::Served => {
                 state.unseen = state.unseen.saturating_sub(1);
+                state.other.remove(port);
                 if state.unseen == 0 {
-                    state.other = false;
                     self.health.served(role, Some(true));
                     if state.counted {
                         return;
@@ -443,7 +444,7 @@ where
                 return;
             }
             PortState::Other(other) => {
-                state.other = true;
+                state.other.insert(port);
                 self.health.served(role, Some(false));
                 if this.round == 0 {
                     tracing::error!(

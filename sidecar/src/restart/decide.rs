@@ -4,7 +4,7 @@
 //! us for a peer with the leaf and the trust that etcd will start with, and quorum standing without this member. The one
 //! exception is a single-member cluster, where every restart is an outage.
 
-use std::{fmt, time::Duration};
+use std::{collections::BTreeSet, fmt, time::Duration};
 
 use crate::etcd::EtcdError;
 
@@ -60,11 +60,14 @@ pub(super) fn trust(installed: &Installed, seen: &ObservedPort, tried: bool) -> 
     }
 }
 
-/// True if etcd is to be restarted because it does not serve a leaf that is on disk. `tried` says that it was restarted for
-/// that: if one restart did not help (etcd reads other files), another one would not either.
-pub(super) fn leaf_due(unserved: bool, tried: &mut bool) -> bool {
-    *tried &= unserved;
-    unserved && !*tried
+/// Ports of etcd, by name.
+pub type Ports = BTreeSet<&'static str>;
+
+/// True if etcd is to be restarted because ports, `unserved`, do not serve a leaf that is on disk. `tried` are those for which it was
+/// restarted: if one restart did not help (etcd reads other files there), another one would not either.
+pub(super) fn leaf_due(unserved: &Ports, tried: &mut Ports) -> bool {
+    tried.retain(|port| unserved.contains(port));
+    !unserved.is_subset(tried)
 }
 
 /// Why a member is not healthy, or does not accept this one as a peer.
@@ -249,14 +252,20 @@ mod tests {
     }
 
     #[test]
-    fn a_leaf_that_is_not_served_is_worth_one_restart() {
-        let mut tried = false;
-        assert!(!leaf_due(false, &mut tried));
-        assert!(leaf_due(true, &mut tried) && leaf_due(true, &mut tried), "until it was done");
-        tried = true;
-        assert!(!leaf_due(true, &mut tried), "it did not help");
-        assert!(!leaf_due(false, &mut tried));
-        assert!(leaf_due(true, &mut tried), "it had helped, and another leaf is not served");
+    fn a_port_costs_one_restart_until_it_has_served_the_leaf() {
+        let mut tried = Ports::new();
+        let mut due = |unserved: &[&'static str]| {
+            let unserved = unserved.iter().copied().collect();
+            let due = leaf_due(&unserved, &mut tried);
+            if due {
+                tried.extend(unserved);
+            }
+            due
+        };
+        assert!(!due(&[]) && due(&["metrics"]) && !due(&["metrics"]), "one restart");
+        assert!(due(&["metrics", "peer"]), "another port is no longer served");
+        assert!(!due(&["metrics", "peer"]) && !due(&["metrics"]));
+        assert!(due(&["metrics", "peer"]), "it was served meanwhile");
     }
 
     #[test]
