@@ -341,8 +341,8 @@ impl Authorities {
             return Err(Unavailable::NotYet("this certificate was revoked before it was handed out".to_owned()));
         }
         self.room(&entry.name, ready, serial, &leaf)?;
-        if entry.unwritten().add(serial, leaf.clone(), Instant::now()) {
-            self.ring_when_due(&ready.stored);
+        if let Some(wait) = entry.unwritten().add(serial, leaf.clone(), ready.stored.entries(), Instant::now()) {
+            self.ring_after(wait);
         }
         let first = !ready.stored.issued.knows(leaf.holder(), serial);
         Arc::make_mut(&mut ready.stored.issued).note(serial, leaf);

@@ -117,8 +117,10 @@ impl Authorities {
             return Ok(new.len());
         }
         for (chain, leaf) in &new {
-            if entry.unwritten().add(&chain.serial, leaf.clone(), Instant::now()) {
-                self.ring_when_due(&ready.stored);
+            if let Some(wait) =
+                entry.unwritten().add(&chain.serial, leaf.clone(), ready.stored.entries(), Instant::now())
+            {
+                self.ring_after(wait);
             }
         }
         ready.stored.issued = after.issued;

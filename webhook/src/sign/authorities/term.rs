@@ -15,7 +15,6 @@ use super::{
     quota::{Entry, Held, Ready},
     revoked::{Revoked, Trust},
     state::Stored,
-    unwritten::within,
 };
 use crate::revoke::Report;
 
@@ -75,12 +74,14 @@ impl Authorities {
     pub(super) fn recall(&self, entry: &Entry, ready: &mut Ready, now: SystemTime) {
         let mut unwritten = entry.unwritten();
         // Once for each loss: until that is written, it is read again and again.
-        if ready.stored.has_lost_its_record() && unwritten.lost(now, ready.stored.leaves_end()) {
+        if ready.stored.has_lost_its_record()
+            && let Some(wait) = unwritten.lost(now, ready.stored.leaves_end(), ready.stored.entries())
+        {
             tracing::warn!(
                 authority = %entry.name,
                 "the record of what was issued is lost: only --serial revokes certificates of before"
             );
-            self.ring_when_due(&ready.stored);
+            self.ring_after(wait);
         }
         ready.stored.unrecorded = false;
         if !unwritten.is_empty() {
@@ -88,11 +89,11 @@ impl Authorities {
         }
     }
 
-    /// Rings when the record of `stored` is to be written, to which something is added now.
-    pub(super) fn ring_when_due(&self, stored: &Stored) {
-        let (changed, due) = (Arc::clone(&self.changed), within(stored.entries()));
+    /// Rings when a record is to be written.
+    pub(super) fn ring_after(&self, wait: Duration) {
+        let changed = Arc::clone(&self.changed);
         tokio::spawn(async move {
-            sleep(due).await;
+            sleep(wait).await;
             changed.notify_one();
         });
     }

@@ -20,7 +20,7 @@ const A_SECOND_MORE: usize = 16;
 const RECORD_WITHIN_AT_MOST: Duration = Duration::from_secs(20);
 
 /// How soon a record of so many certificates and revocations is written: the larger, the less often.
-pub(super) fn within(entries: usize) -> Duration {
+fn within(entries: usize) -> Duration {
     let more = u64::try_from(entries / A_SECOND_MORE).unwrap_or(u64::MAX);
     RECORD_WITHIN.saturating_add(Duration::from_secs(more)).min(RECORD_WITHIN_AT_MOST)
 }
@@ -38,7 +38,8 @@ pub(in crate::sign) struct Unwritten(Option<Box<Pending>>);
 #[derive(Debug, Default)]
 struct Pending {
     issued: Issued,
-    since: Option<Instant>,
+    /// Since when, and how long later the record is to be written.
+    since: Option<(Instant, Duration)>,
     lost: bool,
 }
 
@@ -50,26 +51,24 @@ impl Unwritten {
         self.0.get_or_insert_default()
     }
 
-    /// Keeps a certificate until it is written. Returns true if nothing else was to be written.
-    pub(super) fn add(&mut self, serial: &str, leaf: Leaf, now: Instant) -> bool {
+    /// Keeps a certificate until it is written, in a record that has so many `entries` now. Returns how much later that is, if nothing
+    /// else was to be written.
+    pub(super) fn add(&mut self, serial: &str, leaf: Leaf, entries: usize, now: Instant) -> Option<Duration> {
         let pending = self.pending();
         pending.issued.note(serial, leaf);
-        let first = pending.since.is_none();
-        pending.since.get_or_insert(now);
-        first
+        pending.begin(entries, now)
     }
 
     /// The record is lost. The next one is to say that it lacks what was issued before `now`, which ends at `end` at the latest, and
-    /// which is not here. Returns false if that was noted before: it is the same loss.
-    pub(super) fn lost(&mut self, now: SystemTime, end: SystemTime) -> bool {
+    /// which is not here. Returns how much later it is written; `None` if that was noted before: it is the same loss.
+    pub(super) fn lost(&mut self, now: SystemTime, end: SystemTime, entries: usize) -> Option<Duration> {
         let pending = self.pending();
         if pending.lost {
-            return false;
+            return None;
         }
         pending.lost = true;
         pending.issued.lost(now, end);
-        pending.since.get_or_insert_with(Instant::now);
-        true
+        Some(pending.begin(entries, Instant::now()).unwrap_or_default())
     }
 
     /// The entries that a record takes in when it was read again.
@@ -94,20 +93,29 @@ impl Unwritten {
         self.0 = None;
     }
 
-    fn since(&self) -> Option<Instant> {
+    fn since(&self) -> Option<(Instant, Duration)> {
         self.0.as_ref()?.since
     }
 
     /// True if certificates are recorded here alone, since the Secret cannot be written: if this process is killed, their requests are
     /// all that tells of them.
     pub(in crate::sign) fn spares_requests(&self, now: Instant) -> bool {
-        let failing = self.since().map(|since| now.saturating_duration_since(since));
+        let failing = self.since().map(|(since, _)| now.saturating_duration_since(since));
         failing.is_some_and(|failing| (OVERDUE..SPARES_FOR).contains(&failing))
     }
 
-    /// True if a record of so many certificates and revocations is to be written now.
-    pub(in crate::sign) fn is_due(&self, entries: usize, now: Instant) -> bool {
-        self.since().is_some_and(|since| now.saturating_duration_since(since) >= within(entries))
+    /// True if the record is to be written now.
+    pub(in crate::sign) fn is_due(&self, now: Instant) -> bool {
+        self.since().is_some_and(|(since, wait)| now.saturating_duration_since(since) >= wait)
+    }
+}
+
+impl Pending {
+    /// The time to write is that of the record as it is when the first is added: who rings then finds it due.
+    fn begin(&mut self, entries: usize, now: Instant) -> Option<Duration> {
+        let first = self.since.is_none();
+        let (_, wait) = *self.since.get_or_insert_with(|| (now, within(entries)));
+        first.then_some(wait)
     }
 }
 
@@ -124,19 +132,22 @@ mod tests {
     fn it_is_due_two_seconds_after_the_first_certificate() {
         let (start, second) = (Instant::now(), Duration::from_secs(1));
         let mut unwritten = Unwritten::default();
-        assert!(!unwritten.is_due(0, start) && unwritten.is_empty());
-        assert!(unwritten.add("1", leaf("app-0", 1), start));
-        assert!(!unwritten.add("2", leaf("app-0", 1), start + second));
-        assert!(!unwritten.is_due(0, start + second));
-        assert!(unwritten.is_due(0, start + second * 2), "counted from the first");
+        assert!(!unwritten.is_due(start) && unwritten.is_empty());
+        assert_eq!(unwritten.add("1", leaf("app-0", 1), 15, start), Some(second * 2));
+        assert_eq!(unwritten.add("2", leaf("app-0", 1), 16, start + second), None);
+        assert!(!unwritten.is_due(start + second));
+        assert!(
+            unwritten.is_due(start + second * 2),
+            "counted from the first, by the record of then: nothing rings again"
+        );
         assert_eq!(unwritten.issued().len(), 2);
         let spares = |after: Duration| unwritten.spares_requests(start + after);
         assert!(!spares(RECORD_WITHIN) && spares(OVERDUE) && spares(SPARES_FOR - second) && !spares(SPARES_FOR));
         unwritten.clear();
         assert!(!unwritten.spares_requests(start + OVERDUE));
         assert!(unwritten.issued().len() == 0 && unwritten.is_empty());
-        assert!(unwritten.add("3", leaf("app-0", 1), start + second * 2));
-        assert!(!unwritten.is_due(0, start + second * 3));
+        assert!(unwritten.add("3", leaf("app-0", 1), 0, start + second * 2).is_some());
+        assert!(!unwritten.is_due(start + second * 3));
     }
 
     #[test]
@@ -144,9 +155,9 @@ mod tests {
         for (entries, seconds) in [(0, 2), (15, 2), (16, 3), (160, 12), (288, 20), (5000, 20), (usize::MAX, 20)] {
             let (start, due) = (Instant::now(), Duration::from_secs(seconds));
             let mut unwritten = Unwritten::default();
-            unwritten.add("1", leaf("app-0", 1), start);
+            assert_eq!(unwritten.add("1", leaf("app-0", 1), entries, start), Some(due), "{entries}");
             let almost = due.saturating_sub(Duration::from_millis(1));
-            assert!(!unwritten.is_due(entries, start + almost) && unwritten.is_due(entries, start + due), "{entries}");
+            assert!(!unwritten.is_due(start + almost) && unwritten.is_due(start + due), "{entries}");
         }
     }
 
@@ -154,14 +165,14 @@ mod tests {
     fn a_loss_is_noted_once_until_it_is_written() {
         let at = |n: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(86_400 * 20_000 + n);
         let mut unwritten = Unwritten::default();
-        assert!(unwritten.lost(at(0), at(100)) && !unwritten.is_empty());
-        unwritten.add("1", leaf("app-0", 1), Instant::now());
-        assert!(!unwritten.lost(at(1), at(100)), "the Secret is read again, and the certificate is here");
+        assert!(unwritten.lost(at(0), at(100), 0).is_some() && !unwritten.is_empty());
+        assert_eq!(unwritten.add("1", leaf("app-0", 1), 0, Instant::now()), None);
+        assert_eq!(unwritten.lost(at(1), at(100), 0), None, "the Secret is read again, and the certificate is here");
         let mut read = Issued::default();
         read.take_in(unwritten.issued());
         assert_eq!(read.lacks_before(at(2)), Some(86_400 * 20_000), "from the first loss on");
         unwritten.clear();
-        assert!(unwritten.lost(at(2), at(100)), "another one");
+        assert!(unwritten.lost(at(2), at(100), 0).is_some(), "another one");
     }
 
     #[test]
@@ -170,7 +181,7 @@ mod tests {
         for n in 0..2 * u64::from(MOST) {
             let leaf = leaf(if n % 100 == 0 { "quiet" } else { "loud" }, 60 + n);
             record.note(&format!("{n:x}"), leaf.clone());
-            unwritten.add(&format!("{n:x}"), leaf, now);
+            unwritten.add(&format!("{n:x}"), leaf, record.len(), now);
         }
         assert_eq!(unwritten.issued().len(), usize::from(MOST));
         for n in (0..2 * u64::from(MOST)).step_by(100) {

@@ -149,7 +149,7 @@ impl Reconciler {
                 Err(error) => {
                     // Certificates issued meanwhile are recorded all the same.
                     let report = report_of(&stored, &[]);
-                    if entry.unwritten().is_due(stored.entries(), Instant::now())
+                    if entry.unwritten().is_due(Instant::now())
                         && let Err(error) = self.authorities.persist(entry, &mut held, stored).await
                     {
                         return result(report, 0, None, Some(error.to_string()), None);
@@ -180,7 +180,7 @@ impl Reconciler {
         let idle_since = after.state.idle_since;
         let done = decision.step.clone().map(|step| (step, after.clone()));
         let changed = done.is_some() || after.state != stored.state || after.revoked != stored.revoked;
-        if changed || entry.unwritten().is_due(after.entries(), Instant::now()) {
+        if changed || entry.unwritten().is_due(Instant::now()) {
             if let Some(rollover) = &mut after.state.rollover {
                 rollover.forget_gone(there);
             }
@@ -207,9 +207,8 @@ impl Reconciler {
 
     /// Records what was issued while nothing else can be done: the published list cannot be compared, say.
     async fn record(&self, entry: &Entry, held: &mut Held) {
-        let due = |stored: &Stored| entry.unwritten().is_due(stored.entries(), Instant::now());
         let stored = match &*held {
-            Held::Ready(ready) if due(&ready.stored) => ready.stored.clone(),
+            Held::Ready(ready) if entry.unwritten().is_due(Instant::now()) => ready.stored.clone(),
             Held::Ready(_) | Held::Unknown | Held::Lost | Held::Unusable => return,
         };
         if let Err(error) = self.authorities.persist(entry, held, stored).await {
