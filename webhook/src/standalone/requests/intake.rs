@@ -145,7 +145,16 @@ pub(super) fn check(
     version: Version,
     csr: &CertificateSigningRequest,
 ) -> Result<Checked, InvalidRequest> {
-    let mut causes: Vec<Cause> = check_metadata(csr);
+    checked(server, version, csr, bounds(csr))
+}
+
+fn checked(
+    server: &Server,
+    version: Version,
+    csr: &CertificateSigningRequest,
+    mut causes: Vec<Cause>,
+) -> Result<Checked, InvalidRequest> {
+    causes.extend(check_metadata(csr));
     let mut wrong = |field: &'static str, message: String| causes.push(Cause { field, message });
     if csr.spec.expiration_seconds.is_some_and(|s| s < MIN_SECONDS) {
         wrong("spec.expirationSeconds", format!("may not specify a duration less than {MIN_SECONDS} seconds"));
@@ -180,16 +189,26 @@ fn name_of_another(csr: &CertificateSigningRequest, request: &Request) -> Option
     of_another.then(|| format!("is the CN of a host, and not that of this request, {}", request.common_name))
 }
 
+/// What bounds the size of a request that is stored. One that is stored already may be beyond it, of an earlier version.
+fn bounds(csr: &CertificateSigningRequest) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    if csr.metadata.generate_name.as_deref().is_some_and(|prefix| prefix.len() > MAX_NAME) {
+        let message = format!("must be no more than {MAX_NAME} bytes");
+        causes.push(Cause { field: "metadata.generateName", message });
+    }
+    let usages = csr.spec.usages.as_deref().unwrap_or_default();
+    if usages.iter().collect::<BTreeSet<_>>().len() < usages.len() {
+        causes.push(Cause { field: "spec.usages", message: "has a usage twice".to_owned() });
+    }
+    causes
+}
+
 fn check_metadata(csr: &CertificateSigningRequest) -> Vec<Cause> {
     let mut causes = Vec::new();
     if !is_name(csr.metadata.name.as_deref().unwrap_or_default()) {
         let message = "must be of 1 to 253 letters, digits, '-', '.', '_' or ':', begin and end with a letter or digit, and \
                        hold no '..'";
         causes.push(Cause { field: "metadata.name", message: message.to_owned() });
-    }
-    if csr.metadata.generate_name.as_deref().is_some_and(|prefix| prefix.len() > MAX_NAME) {
-        let message = format!("must be no more than {MAX_NAME} bytes");
-        causes.push(Cause { field: "metadata.generateName", message });
     }
     let size = |map: &Option<BTreeMap<String, String>>| -> usize {
         map.iter().flatten().map(|(k, v)| k.len() + v.len()).sum()
@@ -258,17 +277,14 @@ fn check_request(
 /// The fault, for the `Failed` condition.
 pub fn check_again(server: &Server, csr: &CertificateSigningRequest) -> Result<Checked, InvalidRequest> {
     // Under v1beta1 alone may a request have the unknown signer; its object does not say which version made it.
-    check(server, Version::V1beta1, csr)
+    checked(server, Version::V1beta1, csr, Vec::new())
 }
 
-/// The fault of the requested usages: each must be one that the profile issues, and be there once. `None`: no fault.
+/// The fault of the requested usages: each must be one that the profile issues. `None`: no fault.
 fn wrong_usages(version: Version, role: Role, asked: &[String]) -> Option<String> {
     if asked.is_empty() {
         // v1beta1 has a default of its own, which the old agents rely on.
         return (version == Version::V1).then(|| format!("is required: {}", usages(role).join(", ")));
-    }
-    if asked.iter().collect::<BTreeSet<_>>().len() < asked.len() {
-        return Some("has a usage twice".to_owned());
     }
     // RSA keys of TLS 1.2 and before: named by many a client, issued to none.
     let allowed = |usage: &String| {
@@ -382,6 +398,13 @@ mod tests {
             assert!(wrong_usages(Version::V1, Role::Peer, &asked(&[usage])).is_some(), "{usage}");
         }
         assert!(wrong_usages(Version::V1, Role::Client, &asked(&["server auth"])).is_some());
-        assert!(wrong_usages(Version::V1beta1, Role::Client, &asked(&["client auth", "client auth"])).is_some());
+        // Of a request that is stored, it is no fault.
+        let twice = asked(&["client auth", "client auth"]);
+        assert_eq!(wrong_usages(Version::V1beta1, Role::Client, &twice), None);
+        let mut csr = csr;
+        csr.spec.usages = Some(twice);
+        csr.metadata.generate_name = Some("x".repeat(MAX_NAME + 1));
+        let fields: Vec<_> = bounds(&csr).into_iter().map(|cause| cause.field).collect();
+        assert_eq!(fields, ["metadata.generateName", "spec.usages"]);
     }
 }
