@@ -74,13 +74,10 @@ fn apply(admission: &mut Admission, policy: Policy) -> bool {
     changed
 }
 
-/// Where there never was a file, the policy is the default. `had`: whether there was one.
+/// Where there never was a policy, it is the default. `had`: whether there was one that could be read.
 fn read(file: &Path, had: &mut bool) -> Result<Policy, PolicyError> {
     match fs::read_to_string(file) {
-        Ok(text) => {
-            *had = true;
-            Policy::parse(&text)
-        }
+        Ok(text) => Policy::parse(&text).inspect(|_| *had = true),
         Err(error) if error.kind() == io::ErrorKind::NotFound && !*had => Ok(Policy::default()),
         Err(error) => Err(PolicyError(error.to_string())),
     }
