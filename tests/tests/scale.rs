@@ -313,6 +313,7 @@ async fn the_record_of_certificates_is_written_the_less_often_the_larger_it_is()
         }
         let (before, began) = (written().await, Instant::now());
         while began.elapsed() < lasts || written().await - before < 2.0 {
+            assert!(began.elapsed() < LIMIT, "of {certificates} certificates, nothing more was written");
             both().await;
             certificates += 1;
         }

@@ -308,7 +308,6 @@ fn requester(t: &mut Of<'_>, scene: &Scene) {
     );
 }
 
-/// The request of `asked` behind text, so that it has as many bytes. The API server reads PEM after any text.
 /// The name of a request, with this at its end.
 fn named(asked: &Value, end: &str) -> Value {
     format!("{}{end}", asked["metadata"]["name"].as_str().expect("a name")).into()
@@ -320,6 +319,7 @@ fn long_name(asked: &Value, length: usize) -> Value {
     named(asked, &"0".repeat(length - name.len()))
 }
 
+/// The request of `asked` behind text, so that it has as many bytes. The API server reads PEM after any text.
 fn padded(asked: &Value, bytes: usize) -> Value {
     let engine = &base64::engine::general_purpose::STANDARD;
     let pem = base64::Engine::decode(engine, asked["spec"]["request"].as_str().expect("a request")).expect("base64");
