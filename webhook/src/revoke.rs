@@ -206,7 +206,7 @@ pub struct Report {
     /// Pods that use certificates that it named and left as they are; some of them where there are many.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub in_use: Vec<InUse>,
-    /// Members outside of the cluster's namespace, as `pod <namespace>/<name>` or `host <username>`; the first ones where there
+    /// Members of the cluster outside of its namespace, as `pod <namespace>/<name>` or `host <username>`; the first ones where there
     /// are many ([`MOST_IN_USE`]).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub elsewhere: Vec<String>,

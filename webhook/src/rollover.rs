@@ -130,6 +130,8 @@ pub struct LivePod {
     pub roles: BTreeSet<Role>,
     /// True if kubelet requests its certificates, so that no request states what it has loaded.
     pub of_kubelet: bool,
+    /// True if it is known to belong to the authority's own cluster. By policy, the authority may sign for others, too.
+    pub own: bool,
 }
 
 /// A CA's generation and its life.

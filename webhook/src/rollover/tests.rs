@@ -21,6 +21,7 @@ fn pod(n: u32) -> LivePod {
         name: format!("prod/etcd-{n}"),
         roles: BTreeSet::from([Role::Peer]),
         of_kubelet: false,
+        own: true,
     }
 }
 

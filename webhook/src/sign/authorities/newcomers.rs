@@ -25,7 +25,7 @@ impl Newcomers {
             pod.roles.insert(role);
         } else if self.0.len() < MOST {
             let (uid, name) = (uid.to_owned(), format!("of uid {uid}"));
-            self.0.push((now, LivePod { uid, name, roles: BTreeSet::from([role]), of_kubelet: false }));
+            self.0.push((now, LivePod { uid, name, roles: BTreeSet::from([role]), of_kubelet: false, own: false }));
         }
     }
 

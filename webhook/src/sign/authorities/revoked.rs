@@ -503,8 +503,9 @@ fn left(named: &mut BTreeMap<String, Option<SystemTime>>, known: &Known<'_>, now
 
 /// [`Report::elsewhere`].
 fn elsewhere(known: &Known<'_>) -> Vec<String> {
-    let serves = known.live.iter().filter(|pod| pod.roles.contains(&Role::Peer) || pod.roles.contains(&Role::Server));
-    let outside = serves.filter_map(|pod| {
+    let serves = |pod: &&LivePod| pod.roles.contains(&Role::Peer) || pod.roles.contains(&Role::Server);
+    // Who may revoke in a cluster may be nobody in another one that shares its authority.
+    let outside = known.live.iter().filter(serves).filter(|pod| pod.own).filter_map(|pod| {
         let namespace = pod.name.split_once('/').map(|(namespace, _)| namespace);
         match pod.name.strip_prefix("of host ").filter(|_| is_host(&pod.uid)) {
             Some(host) => Some(format!("host {host}")),

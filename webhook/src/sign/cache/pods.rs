@@ -154,8 +154,8 @@ impl Pods {
             }
             for (authority, roles) in roles.into_iter().filter(|(authority, _)| wanted(authority)) {
                 let (uid, name) = (member.uid.to_string(), format!("{namespace}/{name}"));
-                let of_kubelet = member.of_kubelet;
-                authorities.entry(authority).or_default().push(LivePod { uid, name, roles, of_kubelet });
+                let (of_kubelet, own) = (member.of_kubelet, authority.cluster_name() == *member.cluster);
+                authorities.entry(authority).or_default().push(LivePod { uid, name, roles, of_kubelet, own });
             }
         }
         drop(seen);
@@ -167,7 +167,8 @@ impl Pods {
             }
             for (authority, roles) in roles.into_iter().filter(|(authority, _)| wanted(authority)) {
                 let (uid, name) = (host_holder(&host.username), format!("of host {}", host.username));
-                authorities.entry(authority).or_default().push(LivePod { uid, name, roles, of_kubelet: false });
+                let own = authority.cluster_name() == host.cluster;
+                authorities.entry(authority).or_default().push(LivePod { uid, name, roles, of_kubelet: false, own });
             }
         }
         authorities
@@ -444,6 +445,30 @@ mod tests {
         assert!(
             pods.voters(&"peer.etcd-tls.dev/prod.etcd".parse().unwrap(), &opted_in(&[]), &Policy::default()).is_empty()
         );
+    }
+
+    #[test]
+    fn a_pod_of_another_cluster_that_shares_an_authority_is_none_of_its_own() {
+        let policy = "shared: [{authority: peer.etcd-tls.dev/prod.etcd, signers: [peer.etcd-tls.dev/prod.other]}]\n\
+            hosts:\n\
+            - {username: cp, cluster: prod/etcd, roles: [peer], commonName: cp}\n\
+            - {username: m1, cluster: prod/other, roles: [peer], commonName: m1}\n";
+        let (pods, policy) = (none(), Policy::parse(policy).unwrap());
+        for (name, cluster) in [("a", "etcd"), ("b", "other")] {
+            pods.take(&Event::Applied(pod(|p| {
+                (p["metadata"]["name"], p["metadata"]["uid"]) = (name.into(), name.into());
+                p["metadata"]["annotations"]["etcd-tls.dev/cluster"] = cluster.into();
+            })));
+        }
+        let all = pods.by_authority(&opted_in(&["prod"]), &policy, |_| true);
+        let own = |authority: &str| -> BTreeSet<(&str, bool)> {
+            all[&authority.parse().unwrap()].iter().map(|pod| (&*pod.name, pod.own)).collect()
+        };
+        assert_eq!(
+            own("peer.etcd-tls.dev/prod.etcd"),
+            BTreeSet::from([("prod/a", true), ("prod/b", false), ("of host cp", true), ("of host m1", false)])
+        );
+        assert_eq!(own("client.etcd-tls.dev/prod.other"), BTreeSet::from([("prod/b", true)]));
     }
 
     #[test]

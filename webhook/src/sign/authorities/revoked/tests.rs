@@ -229,6 +229,7 @@ fn certificates_of_live_pods_stay_until_the_pods_have_renewed() {
         name: name.to_owned(),
         roles: BTreeSet::new(),
         of_kubelet: false,
+        own: true,
     };
     let live = [pod("prod/app-0"), pod("prod/app-1")];
     let ask = |id: &str| Request {
@@ -279,6 +280,7 @@ fn nobody_renews_for_what_cannot_be_revoked() {
         name: "prod/app-0".to_owned(),
         roles: BTreeSet::new(),
         of_kubelet: false,
+        own: true,
     }];
     let request = Request { selector: Selector::User("app".to_owned()), ..ask(Action::Renewed, "x") };
     let in_use = |issued: &Issued, mut revoked: Revoked, signs_lists| {
@@ -348,6 +350,7 @@ fn a_pod_that_lives_is_barred_also_where_it_holds_no_certificate() {
         name: name.to_owned(),
         roles: BTreeSet::new(),
         of_kubelet: false,
+        own: true,
     };
     let live = [pod("uid-0", "prod/etcd-0"), pod("uid-1", "prod/etcd-1"), pod("uid-2", "other/etcd-0")];
     let nothing = Issued::default();
@@ -376,12 +379,17 @@ fn the_report_names_the_members_outside_of_the_namespace() {
         name: name.to_owned(),
         roles: BTreeSet::from([role]),
         of_kubelet: false,
+        own: true,
     };
+    // It shares the authority.
+    let of_another = |member: LivePod| LivePod { own: false, ..member };
     let live = [
         member("1", "team-a/etcd-9", Role::Server),
         member("2", "prod/etcd-0", Role::Peer),
         member("3", "web/app-0", Role::Client),
         member("host:system:node:m1", "of host system:node:m1", Role::Peer),
+        of_another(member("4", "other/etcd-0", Role::Server)),
+        of_another(member("host:m9", "of host m9", Role::Peer)),
     ];
     let issued = Issued::default();
     let mut revoked = Revoked::default();
@@ -408,6 +416,7 @@ fn a_compromised_key_is_revoked_with_all_its_certificates_and_gets_no_other() {
         name: "prod/app-0".to_owned(),
         roles: BTreeSet::new(),
         of_kubelet: false,
+        own: true,
     }];
     let known = Known { live: &live, ..known(&issued, true, now() + DAY) };
     let entries = |revoked: &Revoked| revoked.record.entries.keys().cloned().collect::<Vec<_>>();
