@@ -243,7 +243,7 @@ pub(crate) async fn ask(client: &Client, pod: &str, uid: &str, new_key: bool) ->
 }
 
 /// The members of a cluster.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Members {
     /// Those that can be asked for something.
     pub(crate) seeing: Vec<AnnotatedPod>,

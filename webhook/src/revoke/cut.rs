@@ -38,7 +38,13 @@ pub(super) async fn cut(
     timeout: Duration,
 ) -> Result<(), Error> {
     let Around { pods, unread, hosts } = elsewhere::look(client, cluster, elsewhere).await?;
-    let Members { seeing: members, blind, unreadable } = renew::members(&pods, cluster)?;
+    let Members { seeing: members, blind, unreadable } = match renew::members(&pods, cluster) {
+        // The members that are no pods, or cannot be read, are named all the same.
+        Err(RenewError::NoSuch(_) | RenewError::NoRole { .. }) if !hosts.is_empty() || !unread.is_empty() => {
+            Members::default()
+        }
+        found => found?,
+    };
     let deadline = Instant::now() + timeout;
     // Before that, who is cut off would be let in again.
     let began = Instant::now();
@@ -217,6 +223,8 @@ fn has(sidecar: &Sidecar, numbers: &BTreeMap<Domain, u64>, kept: &BTreeSet<Domai
 mod tests {
     #![allow(clippy::expect_used)]
 
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -227,6 +235,41 @@ mod tests {
         assert!(first_of(vec![Ok(()), Ok(())]).is_ok());
         let error = first_of(vec![Ok(()), Err(unknown.into()), Err("other".into())]).expect_err("the first");
         assert!(error.downcast_ref::<NotSeen>().is_some());
+    }
+
+    /// An API server without a pod of the cluster, where others cannot be read. A client pod is no member.
+    fn without_members(pods: serde_json::Value) -> Client {
+        let server = tower::service_fn(move |request: hyper::Request<kube::client::Body>| {
+            let (code, body) = match request.uri().path() {
+                "/api/v1/namespaces/prod/pods" => (200, json!({"metadata": {}, "items": pods})),
+                _ => (403, json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 403})),
+            };
+            let body = http_body_util::Full::new(hyper::body::Bytes::from(body.to_string()));
+            std::future::ready(hyper::Response::builder().status(code).body(body))
+        });
+        Client::new(server, "default")
+    }
+
+    #[tokio::test]
+    async fn members_that_are_no_pods_or_cannot_be_read_are_named_where_no_pod_is_a_member() {
+        let cluster: ClusterName = "prod/etcd".parse().expect("a cluster");
+        let annotations = json!({"etcd-tls.dev/cluster": "etcd", "etcd-tls.dev/roles": "client"});
+        let metadata =
+            json!({"name": "app", "uid": "u", "labels": {"etcd-tls": "dynamic"}, "annotations": annotations});
+        let app = json!({"metadata": metadata, "spec": {"containers": []}});
+        for pods in [json!([]), json!([app])] {
+            let client = without_members(pods);
+            let cut = async |elsewhere: &[&str]| {
+                let elsewhere = elsewhere.iter().map(|&name| name.to_owned()).collect();
+                cut(&client, &cluster, &BTreeMap::new(), &elsewhere, Duration::ZERO).await.expect_err("not all")
+            };
+            let error = cut(&["host m1"]).await;
+            assert!(error.is::<NotSeen>() && error.to_string().contains("host m1: no pod"), "{error}");
+            let error = cut(&["pod team/etcd-0"]).await;
+            assert!(error.is::<NotSeen>() && error.to_string().contains("pod team/etcd-0: cannot get pods"), "{error}");
+            let error = cut(&[]).await;
+            assert!(error.is::<RenewError>(), "{error}");
+        }
     }
 
     #[test]
