@@ -200,6 +200,9 @@ pub struct Report {
     /// Certificates that it was about.
     #[serde(default)]
     pub count: usize,
+    /// True if it bars a pod, be there certificates of it or not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bars: bool,
     /// When it was answered, in seconds of the Unix epoch. `None`: by nobody who knows certificates.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<u64>,

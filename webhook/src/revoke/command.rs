@@ -86,8 +86,12 @@ impl Args {
     /// # Errors
     /// No such cluster, no right to its ConfigMap, no answer, a refusal, or members that do not look at the list.
     pub async fn run(self) -> Result<(), Error> {
-        let Self { cluster, serial, pod, user, reason, force, at_once, cut, timeout, undo, list: _, at } = self;
-        let (client, _) = at.connect().await?;
+        let (client, _) = self.at.connect().await?;
+        self.run_by(client).await
+    }
+
+    async fn run_by(self, client: Client) -> Result<(), Error> {
+        let Self { cluster, serial, pod, user, reason, force, at_once, cut, timeout, undo, list: _, at: _ } = self;
         let api: Api<ConfigMap> = Api::namespaced(client.clone(), &cluster.namespace);
         let name = cluster.trust_config_map(&cluster.namespace);
         let before = trust_map::read(&api, &name).await?;
@@ -113,12 +117,16 @@ impl Args {
         } else {
             renewed::revoke(&client, &signer, timeout, force).await?
         };
-        if said.count == 0 {
+        if said.count == 0 && !said.bars {
             return Err(said.text().into());
         }
         let refused: Result<(), Error> = if said.refused() { Err(said.text().into()) } else { said.print() };
         let maybe_more = said.lacked_before.filter(|_| by_record).map(|before| Err(maybe_more(before, undo).into()));
         if undo {
+            return cut::first_of([refused].into_iter().chain(maybe_more).collect());
+        }
+        if said.count == 0 {
+            say(BAR_ALONE)?;
             return cut::first_of([refused].into_iter().chain(maybe_more).collect());
         }
         if standalone {
@@ -154,6 +162,10 @@ const EFFECT: &str = "Members refuse new connections with it as soon as their si
 const EFFECT_ON_HOSTS: &str = "Members refuse new connections with it as soon as their sidecars have the list, within seconds, if \
                                their etcd has --client-crl-file and --peer-crl-file. Connections that exist stay until they \
                                end. The signer takes no request with it.";
+
+/// The consequence of a revocation of a pod of which no certificate is known.
+const BAR_ALONE: &str = "Nothing is on a revocation list, so members refuse no certificate, and --cut restarts no member. If the pod has \
+                         a certificate nevertheless, use --serial.";
 
 /// Of members that are no pods.
 const OF_HOST: &str =
@@ -249,4 +261,90 @@ fn lists(cluster: &ClusterName, object: &ConfigMap) -> String {
         }
     }
     text.trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::{
+        convert::Infallible,
+        sync::{Arc, Mutex},
+        time::SystemTime,
+    };
+
+    use clap::Parser as _;
+    use etcd_tls_contract::key::KeyAlgorithm;
+    use http_body_util::BodyExt as _;
+    use k8s_openapi::ByteString;
+    use serde_json::{Value, json};
+
+    use super::{
+        super::{Request, request_annotation},
+        *,
+    };
+    use crate::ca::{authority::Authority, crl};
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    /// Runs the command with `arguments` at a signer that answers each request with `report`; true: it looked at pods.
+    async fn revoke(arguments: &str, report: Report) -> (Result<(), Error>, bool) {
+        let (now, day) = (SystemTime::now(), Duration::from_secs(86_400));
+        let ca = Authority::generate("ca", KeyAlgorithm::EcdsaP256, day, now).unwrap();
+        let list = crl::sign(&ca, 7, std::iter::empty(), now).unwrap();
+        let mut trust = ConfigMap::default();
+        for domain in Domain::WITH_LISTS {
+            trust.data.get_or_insert_default().insert(domain.trust_key().to_owned(), String::new());
+            let lists = trust.binary_data.get_or_insert_default();
+            lists.insert(domain.crl_key().unwrap().to_owned(), ByteString(list.der().to_vec()));
+        }
+        let all = Arc::new(Mutex::new((trust, false)));
+        let state = Arc::clone(&all);
+        let server = tower::service_fn(move |request: hyper::Request<kube::client::Body>| {
+            let (state, report) = (Arc::clone(&state), report.clone());
+            async move {
+                let (head, body) = request.into_parts();
+                let body = body.collect().await.unwrap().to_bytes();
+                let mut state = state.lock().unwrap();
+                if head.uri.path().ends_with("/pods") {
+                    state.1 = true;
+                    let page = json!({"metadata": {}, "items": []}).to_string();
+                    return Ok::<_, Infallible>(hyper::Response::new(http_body_util::Full::new(page.into())));
+                }
+                let written: Value = serde_json::from_slice(&body).unwrap_or_default();
+                for domain in Domain::WITH_LISTS {
+                    let asked = written["metadata"]["annotations"][request_annotation(domain)].as_str();
+                    let Some(request) = asked.and_then(|text| text.parse::<Request>().ok()) else { continue };
+                    let report = Report { answer: Some(request.accepted("done")), ..report.clone() };
+                    let annotations = state.0.metadata.annotations.get_or_insert_default();
+                    annotations.insert(status_annotation(domain), serde_json::to_string(&report).unwrap());
+                }
+                let object = serde_json::to_string(&state.0).unwrap();
+                Ok(hyper::Response::new(http_body_util::Full::new(object.into())))
+            }
+        });
+        let line = format!("revoke prod/etcd {arguments}");
+        let result = Line::parse_from(line.split(' ')).args.run_by(Client::new(server, "default")).await;
+        let looked = all.lock().unwrap().1;
+        (result, looked)
+    }
+
+    #[tokio::test]
+    async fn a_bar_alone_restarts_nobody_and_is_done_where_the_record_lacks_nothing() {
+        let report = |count, bars, lacked_before| Report { count, bars, lacked_before, ..Report::default() };
+        let (done, looked) = revoke("--pod app-0 --cut", report(0, true, None)).await;
+        assert!(done.is_ok() && !looked, "{done:?}");
+        let (lacking, looked) = revoke("--pod app-0", report(0, true, Some(7))).await;
+        let lacking = lacking.unwrap_err();
+        assert!(lacking.is::<NotSeen>() && lacking.to_string().contains("only --serial revokes those"), "{lacking}");
+        assert!(!looked);
+        let (none, _) = revoke("--pod app-0", report(0, false, Some(7))).await;
+        assert!(!none.unwrap_err().is::<NotSeen>(), "nothing was done");
+        let (done, looked) = revoke("--pod app-0", report(1, true, None)).await;
+        assert!(done.is_ok() && looked, "{done:?}");
+    }
 }

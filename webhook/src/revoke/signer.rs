@@ -72,6 +72,8 @@ pub(super) struct SignerAnswers {
     lines: Vec<String>,
     /// Certificates that it was about.
     pub(super) count: usize,
+    /// [`Report::bars`], of any authority.
+    pub(super) bars: bool,
     /// The refusals among the last answers.
     refusals: Vec<String>,
     /// When the first answer was given.
@@ -95,6 +97,7 @@ impl SignerAnswers {
     /// Adds what was said next, for all domains. Of refusals only the last count: what was refused may be granted later.
     pub(super) fn add(&mut self, next: Self) {
         self.count += next.count;
+        self.bars |= next.bars;
         self.refusals = next.refusals;
         // Now it is, or the next line says again that it is not.
         self.lines.retain(|line| !line.ends_with(super::NOT_YET));
@@ -125,10 +128,11 @@ fn answered(object: &ConfigMap, domains: &[Domain], request: &Request, force: bo
     let mut in_use: BTreeMap<String, InUse> = BTreeMap::new();
     for domain in domains {
         let text = object.metadata.annotations.as_ref()?.get(&status_annotation(*domain))?;
-        let Report { answer, count, at, in_use: of_domain, elsewhere, lacked_before, .. } =
+        let Report { answer, count, bars, at, in_use: of_domain, elsewhere, lacked_before, .. } =
             serde_json::from_str(text).ok()?;
         let answer = answer.filter(|answer| answer.id == request.id)?;
         said.count += count;
+        said.bars |= bars;
         said.lacked_before = said.lacked_before.max(lacked_before);
         said.elsewhere.extend(elsewhere);
         // 0 is what a signer of an earlier version says for another cluster's authority.

@@ -80,6 +80,7 @@ struct Text {
     keys: BTreeMap<String, u64>,
     answer: Option<Answer>,
     count: usize,
+    bars: bool,
     at: u64,
     in_use: Vec<InUse>,
     elsewhere: Vec<String>,
@@ -88,9 +89,10 @@ struct Text {
 
 impl From<Text> for Record {
     fn from(text: Text) -> Self {
-        let Text { number, signed_by, entries, barred, keys, answer, count, at, in_use, elsewhere, lacked_before } =
-            text;
-        let answered = answer.map(|answer| Box::new(Answered { answer, count, at, in_use, elsewhere, lacked_before }));
+        let Text { number, signed_by, entries, barred, keys, .. } = text;
+        let Text { answer, count, bars, at, in_use, elsewhere, lacked_before, .. } = text;
+        let answered =
+            answer.map(|answer| Box::new(Answered { answer, count, bars, at, in_use, elsewhere, lacked_before }));
         Self { number, signed_by, entries, barred, keys, answered }
     }
 }
@@ -103,6 +105,9 @@ struct Answered {
     answer: Answer,
     /// Certificates that it was about.
     count: usize,
+    /// [`Report::bars`].
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    bars: bool,
     /// When it was answered, in seconds of the Unix epoch.
     at: u64,
     /// Pods that use what it named and left.
@@ -202,11 +207,12 @@ impl Revoked {
 
     /// The report on the last request.
     pub(crate) fn report(&self) -> Option<Report> {
-        let Answered { answer, count, at, in_use, elsewhere, lacked_before } =
+        let Answered { answer, count, bars, at, in_use, elsewhere, lacked_before } =
             Answered::clone(self.record.answered.as_ref()?);
         Some(Report {
             answer: Some(answer),
             count,
+            bars,
             at: Some(at),
             in_use,
             elsewhere,
@@ -328,7 +334,7 @@ impl Revoked {
         let objection = counts.into_iter().find_map(|(cluster, members)| members.objection(cluster));
         let objection = objection.or_else(|| unseen.then(|| UNSEEN.to_owned())).map(|objection| objection + &members);
         let objection = objection.filter(|_| matches!(request.action, Action::Add | Action::Renewed));
-        let mut objected = false;
+        let (mut objected, mut bars_one) = (false, false);
         let (answer, count) = match request.action {
             _ if !known.signs_lists => {
                 // Nobody renews for what is refused in any case.
@@ -386,6 +392,7 @@ impl Revoked {
                     text += &known.issued.described(named.keys());
                     if let Selector::Pod(pod) = what {
                         let bar = Bar(seconds(known.authority_end), whole(pod, known.namespace));
+                        bars_one = !new_bars.is_empty();
                         self.record.barred.extend(new_bars.into_iter().map(|uid| (uid, bar.clone())));
                         text += "; it gets no other until it is made again";
                     } else if request.action != Action::Renewed {
@@ -394,8 +401,7 @@ impl Revoked {
                     if compromised {
                         text += &without_key(known.issued.without_key(named.keys()), named.len());
                     }
-                    // A bar alone is no empty answer.
-                    (request.accepted(&(text + &since + &members)), named.len().max(1))
+                    (request.accepted(&(text + &since + &members)), named.len())
                 }
             }
             Action::Undo => {
@@ -419,16 +425,17 @@ impl Revoked {
         };
         let (at, lacked_before) = (seconds(now), known.issued.lacks_before(now));
         let elsewhere = elsewhere(known);
-        self.record.answered = Some(Box::new(Answered { answer, count, at, in_use, elsewhere, lacked_before }));
+        let bars = bars_one;
+        self.record.answered = Some(Box::new(Answered { answer, count, bars, at, in_use, elsewhere, lacked_before }));
         objected
     }
 
     /// Changes nothing, and says why.
     pub(crate) fn leave(&mut self, request: &Request, why: &str, now: SystemTime) {
         let (answer, at) = (request.refused(why), seconds(now));
-        let (in_use, elsewhere) = (Vec::new(), Vec::new());
+        let (bars, in_use, elsewhere) = (false, Vec::new(), Vec::new());
         self.record.answered =
-            Some(Box::new(Answered { answer, count: 0, at, in_use, elsewhere, lacked_before: None }));
+            Some(Box::new(Answered { answer, count: 0, bars, at, in_use, elsewhere, lacked_before: None }));
     }
 
     /// True if the last request was refused.

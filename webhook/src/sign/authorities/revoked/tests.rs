@@ -362,13 +362,15 @@ fn a_pod_that_lives_is_barred_also_where_it_holds_no_certificate() {
     assert!(revoked.bars("uid-0") && !revoked.bars("uid-1") && !revoked.bars("uid-2"));
     let report = revoked.report().unwrap();
     let said = report.answer.unwrap().message;
-    assert!(report.count > 0 && said.contains("no certificate of pod etcd-0; it gets no other until"), "{said}");
+    assert!(said.contains("no certificate of pod etcd-0; it gets no other until"), "{said}");
+    assert_eq!((report.count, report.bars), (0, true), "no list has anything new");
     revoked.take(&ask(Action::Undo, "etcd-0"), &known, now());
     assert!(!revoked.bars("uid-0"));
     revoked.take(&ask(Action::Undo, "etcd-0"), &known, now());
     assert_eq!(revoked.report().unwrap().count, 0, "nothing bars it any more");
     revoked.take(&ask(Action::Add, "etcd-9"), &known, now());
-    assert_eq!(revoked.report().unwrap().count, 0, "no such pod lives");
+    let report = revoked.report().unwrap();
+    assert_eq!((report.count, report.bars), (0, false), "no such pod lives");
 }
 
 /// The command looks at the pods of the cluster's namespace; policy may let members live elsewhere.
