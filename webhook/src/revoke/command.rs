@@ -16,7 +16,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client};
 
 use super::{
-    Action, Report, STANDALONE_ANNOTATION, Selector, cut,
+    Action, MOST_IN_USE, Report, STANDALONE_ANNOTATION, Selector, cut,
     elsewhere::{self, Around},
     renewed,
     signer::Signer,
@@ -143,6 +143,7 @@ impl Args {
             say("Connections that exist stay until they end.")?;
         }
         results.push(enforced(&client, &cluster, &domains, &said.elsewhere).await);
+        results.extend(said.more_elsewhere.then(|| Err(unnamed(&cluster).into())));
         results.extend(maybe_more);
         cut::first_of(results)
     }
@@ -152,6 +153,15 @@ impl Args {
 fn maybe_more(before: u64, undo: bool) -> NotSeen {
     let what = if undo { "other revoked certificates of it" } else { "other certificates to revoke" };
     NotSeen(format!("Cannot determine whether there are {what}: {}", super::lacks(before)))
+}
+
+/// Members that the signer did not name were not looked at.
+fn unnamed(cluster: &ClusterName) -> NotSeen {
+    NotSeen(format!(
+        "The signer names {MOST_IN_USE} members outside of namespace {} at a time. Cannot determine whether others use the list; none of \
+         them was restarted",
+        cluster.namespace
+    ))
 }
 
 /// The consequence of a revocation.
@@ -346,5 +356,18 @@ mod tests {
         assert!(!none.unwrap_err().is::<NotSeen>(), "nothing was done");
         let (done, looked) = revoke("--pod app-0", report(1, true, None)).await;
         assert!(done.is_ok() && looked, "{done:?}");
+    }
+
+    #[tokio::test]
+    async fn members_that_the_signer_may_not_have_named_are_no_success() {
+        let of = |members: usize| {
+            let elsewhere = (0..members).map(|n| format!("host m{n}")).collect();
+            revoke("--serial 4f0a --at-once", Report { count: 1, elsewhere, ..Report::default() })
+        };
+        let (all, _) = of(MOST_IN_USE - 1).await;
+        assert!(all.is_ok(), "{all:?}");
+        let (some, _) = of(MOST_IN_USE).await;
+        let some = some.unwrap_err();
+        assert!(some.is::<NotSeen>() && some.to_string().contains("names 100 members"), "{some}");
     }
 }

@@ -84,6 +84,8 @@ pub(super) struct SignerAnswers {
     pub(super) more_in_use: bool,
     /// [`Report::elsewhere`], of all authorities.
     pub(super) elsewhere: BTreeSet<String>,
+    /// True if an authority named as many of these as it can, so that there may be others.
+    pub(super) more_elsewhere: bool,
     /// [`Report::lacked_before`], of any authority.
     pub(super) lacked_before: Option<u64>,
 }
@@ -107,7 +109,8 @@ impl SignerAnswers {
             }
         }
         (self.at, self.in_use, self.more_in_use) = (self.at.or(next.at), next.in_use, next.more_in_use);
-        (self.elsewhere, self.lacked_before) = (next.elsewhere, next.lacked_before);
+        (self.elsewhere, self.more_elsewhere) = (next.elsewhere, next.more_elsewhere);
+        self.lacked_before = next.lacked_before;
     }
 
     /// A line for each domain and answer.
@@ -134,6 +137,7 @@ fn answered(object: &ConfigMap, domains: &[Domain], request: &Request, force: bo
         said.count += count;
         said.bars |= bars;
         said.lacked_before = said.lacked_before.max(lacked_before);
+        said.more_elsewhere |= elsewhere.len() >= MOST_IN_USE;
         said.elsewhere.extend(elsewhere);
         // 0 is what a signer of an earlier version says for another cluster's authority.
         let at = at.filter(|at| *at > 0);
