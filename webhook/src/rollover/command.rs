@@ -8,11 +8,12 @@ use std::{
 };
 
 use etcd_tls_contract::{
+    certificate::Bundle,
     names::{self, ClusterName},
     role::Domain,
 };
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::Api;
+use kube::{Api, Client};
 use tokio::time::{Instant, sleep};
 
 use super::{
@@ -69,14 +70,23 @@ impl Args {
     /// # Errors
     /// No such cluster, no right to its ConfigMap, no domain for which the step is possible, no answer, or a refusal.
     pub async fn run(self) -> Result<(), Error> {
-        let Self { cluster, domain, kubernetes, status, abort, confirm_clients, force, yes, watch: follow } = self;
-        let (client, _) = kubernetes.connect().await?;
+        let (client, _) = self.kubernetes.connect().await?;
+        self.run_by(client).await
+    }
+
+    async fn run_by(self, client: Client) -> Result<(), Error> {
+        let Self { cluster, domain, kubernetes: _, status, abort, confirm_clients, force, yes, watch: follow } = self;
         let name = cluster.trust_config_map(&cluster.namespace);
         let trust = Trust { api: Api::namespaced(client, &cluster.namespace), name };
         // Refuses a cluster that is not there, before anything is written.
         let object = trust_map::read(&trust.api, &trust.name).await?;
         let reports = trust.reports_of(&object, domain.as_ref().map_or(&Domain::ALL, std::slice::from_ref))?;
         let untold = if domain.is_none() { unreported(&object, &reports) } else { Vec::new() };
+        let (untold, of_others): (Vec<Domain>, Vec<Domain>) =
+            untold.into_iter().partition(|domain| is_own(&object, &cluster, *domain));
+        if !of_others.is_empty() {
+            note(&left_out(&cluster, &of_others))?;
+        }
         if status {
             for (domain, report) in &reports {
                 let text = describe(&format!("{cluster} {domain}"), report);
@@ -148,19 +158,47 @@ fn unreported(object: &ConfigMap, reports: &[(Domain, Report)]) -> Vec<Domain> {
     Domain::ALL.into_iter().filter(|domain| bundle(*domain).is_some() && !is_told(*domain)).collect()
 }
 
+/// True if a CA that is published for `domain` has the name of one that the signer made for `cluster`:
+/// `etcd-tls <domain> <random> <namespace>.<cluster>`, 64 characters at most. Another cluster's or the user's has none such.
+fn is_own(object: &ConfigMap, cluster: &ClusterName, domain: Domain) -> bool {
+    let pem = object.data.as_ref().and_then(|data| data.get(domain.trust_key()));
+    let Some(Ok(bundle)) = pem.map(|pem| Bundle::parse(pem.as_bytes())) else { return false };
+    let whole = format!("{}.{}", cluster.namespace, cluster.name);
+    bundle.subjects().iter().any(|subject| {
+        // The name ends the subject.
+        let text = String::from_utf8_lossy(subject);
+        let Some(at) = text.rfind("etcd-tls ") else { return false };
+        let of = text[at..].rsplit(' ').next().unwrap_or_default();
+        of == whole || (text.len() - at == 64 && whole.starts_with(of))
+    })
+}
+
+/// Of CAs that may not be the cluster's: the step may be done all the same.
+fn left_out(cluster: &ClusterName, of_others: &[Domain]) -> String {
+    format!(
+        "{cluster} {}: left out, as the signer says nothing of this CA. By policy it is another cluster's, and its rollover is that of the \
+         other cluster; or it is one that you gave, and the signer has not reported yet",
+        list(of_others)
+    )
+}
+
 /// # Errors
-/// There is such a CA.
+/// There is a CA of the cluster of which the signer says nothing.
 fn not_seen(cluster: &ClusterName, silent: &[Domain]) -> Result<(), Error> {
     if silent.is_empty() {
         return Ok(());
     }
-    let all = silent.iter().map(|domain| domain.as_str()).collect::<Vec<_>>().join(", ");
     Err(NotSeen(format!(
-        "{cluster} {all}: left out, as the signer says nothing of this CA. By policy another cluster's signs, or the signer has not \
-         reported yet, or cannot: see the log of deployment etcd-tls-sign in {}",
+        "{cluster} {}: left out, as the signer says nothing of this CA. It has not reported yet, or cannot: see the log of deployment \
+         etcd-tls-sign in {}",
+        list(silent),
         names::SYSTEM_NAMESPACE
     ))
     .into())
+}
+
+fn list(domains: &[Domain]) -> String {
+    domains.iter().map(|domain| domain.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 /// The domains that a request is for: the one that the operator names, or all for which the step is possible now.
@@ -380,7 +418,11 @@ fn confirm() -> Result<(), Error> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use clap::Parser as _;
+    use etcd_tls_contract::key::KeyAlgorithm;
+
     use super::*;
+    use crate::ca::authority::Authority;
 
     #[test]
     fn pending_steps_are_shown_with_their_age() {
@@ -440,6 +482,56 @@ mod tests {
         assert!(not_seen(&cluster, &[]).is_ok());
         let error = not_seen(&cluster, &[peer]).unwrap_err();
         assert!(error.downcast_ref::<NotSeen>().is_some() && error.to_string().starts_with("prod/etcd peer: "));
+    }
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    /// The peers' CA is reported and the clients' is not, and has this name: `rollover --status` without a domain.
+    async fn status(cluster: &str, name: &str) -> Result<(), Error> {
+        let pem = |name: &str| {
+            let year = Duration::from_secs(365 * 86_400);
+            Authority::generate(name, KeyAlgorithm::EcdsaP256, year, SystemTime::now()).unwrap().bundle().to_pem()
+        };
+        let mut object = ConfigMap {
+            data: Some(
+                [(Domain::Peer, pem("peers")), (Domain::Client, pem(name))]
+                    .map(|(d, p)| (d.trust_key().into(), p))
+                    .into(),
+            ),
+            ..ConfigMap::default()
+        };
+        let report = serde_json::to_string(&Report::new(None, &[], None)).unwrap();
+        object.metadata.annotations = Some([(status_annotation(Domain::Peer), report)].into());
+        let object = serde_json::to_string(&object).unwrap();
+        let server = tower::service_fn(move |_: hyper::Request<kube::client::Body>| {
+            let body = http_body_util::Full::new(hyper::body::Bytes::from(object.clone()));
+            std::future::ready(Ok::<_, std::convert::Infallible>(hyper::Response::new(body)))
+        });
+        Line::parse_from(["rollover", cluster, "--status"]).args.run_by(Client::new(server, "default")).await
+    }
+
+    #[tokio::test]
+    async fn a_ca_of_another_cluster_is_no_error_and_the_clusters_own_is() {
+        let long = format!("prod/{}", "e".repeat(50));
+        let cut = format!("etcd-tls client 0a1b2c3d4e5f prod.{}", "e".repeat(30));
+        assert_eq!(cut.len(), 64);
+        let own = "etcd-tls client 0a1b2c3d4e5f prod.etcd";
+        for (cluster, name, is_own) in [
+            ("prod/etcd", own, true),
+            ("prod/etcd", "etcd-tls peer 0a1b2c3d4e5f prod.other", false),
+            ("prod/etcd", "etcd-tls peer 0a1b2c3d4e5f prod.et", false),
+            ("prod/etcd", "prod.etcd", false),
+            (&long, &cut, true),
+            (&long, own, false),
+        ] {
+            let ended = status(cluster, name).await;
+            assert_eq!(ended.as_ref().err().is_some_and(|error| error.is::<NotSeen>()), is_own, "{name}: {ended:?}");
+            assert_eq!(ended.is_err(), is_own, "{name}: {ended:?}");
+        }
     }
 
     #[test]
