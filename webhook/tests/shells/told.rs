@@ -93,6 +93,20 @@ const TOLD: &[Known] = &[
         Refused("may hold any flags"),
     ),
     (
+        "words-cut-in-two",
+        &["sh", "-c", "exec etcd --name a $(echo \"$X\" | cut -c1-9,11-)"],
+        &[],
+        Some(("X", "10.0.0.1 x--cert-file=/q")),
+        Refused("may hold any flags"),
+    ),
+    (
+        "beginning-of-words",
+        &["sh", "-c", "exec etcd --cert-file=/x --name a$(echo \"$X\" | cut -c 1-9)"],
+        &[],
+        Some(("X", "10.0.0.1 x--cert-file=/q")),
+        Injected,
+    ),
+    (
         "address-by-a-name-server",
         &[
             "sh",

@@ -389,7 +389,9 @@ pub(super) fn filtered(words: &[Text], input: Option<&Text>) -> Option<Text> {
         // The first of each line begins as the line does.
         ("awk", [by, program]) => (one || program.ends_with("$1}")) && by.starts_with("-F") && prints(program),
         ("awk", ["-F", _, program]) => (one || program.ends_with("$1}")) && prints(program),
-        ("cut", all) if all.concat().starts_with("-c") => one || all.concat().starts_with("-c1-"),
+        ("cut", all) if all.concat().starts_with("-c") => {
+            one || all.concat().strip_prefix("-c1-").is_some_and(|to| to.is_empty() || number(to))
+        }
         ("cut", all) => cuts(all).is_some(),
         (
             "paste",
