@@ -148,6 +148,35 @@ const TOLD: &[Known] = &[
         Injected,
     ),
     ("list-replaced", &["bash", "-c", "exec etcd ${X//,/ }"], &[], Some(("X", "--cert-file=/x,--name=a")), Injected),
+    // A shell writes other texts than tr.
+    (
+        "n-replaced",
+        &["bash", "-c", "exec etcd ${X//,/\\n}"],
+        &[],
+        Some(("X", "--name=a,--cert-file=/x")),
+        Refused("may hold any flags"),
+    ),
+    (
+        "slash-replaced",
+        &["bash", "-c", "exec etcd ${X//,\\/n}"],
+        &[],
+        Some(("X", "--name=a,--cert-file=/x")),
+        Refused("may hold any flags"),
+    ),
+    (
+        "replaced-by-itself",
+        &["bash", "-c", "exec etcd ${X//-/&}"],
+        &[],
+        Some(("X", "--cert-file=/x")),
+        Refused("may hold any flags"),
+    ),
+    (
+        "replaced-by-a-home",
+        &["bash", "-c", "HOME=--cert-file=/x; exec etcd ${X//a/~}"],
+        &[],
+        Some(("X", "a")),
+        Refused("may hold any flags"),
+    ),
     (
         "class-by-tr",
         &["sh", "-c", "exec etcd $(echo $X | tr a-c ---)"],

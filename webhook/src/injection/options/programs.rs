@@ -347,7 +347,7 @@ pub(super) fn filtered(words: &[Text], input: Option<&Text>) -> Option<Text> {
         all => (all, None),
     };
     if let ("tr", [from, to]) = (name, arguments)
-        && let Some(text) = input.and_then(|input| input.replaced(from, to))
+        && let Some(text) = input.and_then(|input| input.replaced(from, if *to == "\\n" { "\n" } else { to }))
     {
         return Some(text);
     }

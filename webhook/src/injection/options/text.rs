@@ -70,7 +70,6 @@ impl Text {
 
     /// With one character in place of another, where all of it is known.
     pub(super) fn replaced(&self, from: &str, to: &str) -> Option<Self> {
-        let to = if to == "\\n" { "\n" } else { to };
         let one = |text: &str| text.len() == 1 && !"\\*?[\"'$`".contains(text);
         self.as_str().filter(|_| one(from) && one(to)).map(|text| Self::known(&text.replace(from, to)))
     }

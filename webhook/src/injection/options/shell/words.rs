@@ -217,7 +217,9 @@ impl Shell<'_> {
         let operator = self.peek().unwrap_or_default();
         if !is_parameter(&name) || !"-=+?".contains(operator) {
             let text = self.raw('{', '}')?;
-            if let Some((from, to)) = text.strip_prefix("//").and_then(|text| text.split_once('/')).filter(|_| !colon)
+            // Of these characters the shell makes something else.
+            let plain = !colon && !text.contains(['\\', '&', '~']);
+            if let Some((from, to)) = text.strip_prefix("//").and_then(|text| text.split_once('/')).filter(|_| plain)
                 && let [Some(known)] = self.scalar(&name)?.as_slice()
                 && let Some(text) = known.replaced(from, to)
             {
