@@ -38,7 +38,9 @@ impl Shell<'_> {
             };
             let step = programs::step(words);
             match step {
-                Step::Harmless | Step::Unknown(..) | Step::Tool(Tool::Etcdctl) => self.passes(words, &step),
+                Step::Harmless | Step::Unknown(..) | Step::Tool(Tool::Etcdctl | Tool::Etcdutl) => {
+                    self.passes(words, &step);
+                }
                 _ => {}
             }
             match step {

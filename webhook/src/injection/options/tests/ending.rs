@@ -66,6 +66,7 @@ fn a_container_may_end_with_code_0() {
             "etcd 2>&1 | tee /log",
             "exec etcd 2>&1 | cat",
             "etcd; sleep 5",
+            "etcd; etcdutl snapshot status /b",
             "until etcd; do sleep 1; done",
             "while [ ! -e /stop ]; do etcd; sleep 1; done",
             "(sleep 10; etcdctl endpoint health) & etcd & wait",
