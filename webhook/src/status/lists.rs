@@ -1,6 +1,9 @@
 //! Reads from a member's pod if its etcd reads the revocation lists. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cell::LazyCell,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use etcd_tls_contract::{
     certificate::Bundle,
@@ -38,16 +41,21 @@ pub(crate) struct Port {
 
 /// The ports of a member's etcd; none of a pod that is no member.
 pub(crate) fn ports(pod: &Pod, settings: &Settings) -> Vec<Port> {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    ports_by(pod, settings, || injection::told_lists(&serde_json::to_value(pod).ok()?, settings, namespace).ok())
+}
+
+/// The same; `told` reads the scripts of the pod for what its etcd is told.
+fn ports_by(pod: &Pod, settings: &Settings, told: impl FnOnce() -> Option<Vec<(Role, ToldList)>>) -> Vec<Port> {
+    let told = LazyCell::new(told);
     let all = [(Domain::Peer, Role::Peer, "peer"), (Domain::Client, Role::Server, "client")];
     let serves = all.into_iter().filter(|(_, role, _)| settings.roles.contains(role));
-    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    let told = serde_json::to_value(pod).ok().and_then(|pod| injection::told_lists(&pod, settings, namespace).ok());
     serves
         .map(|(domain, role, port)| {
             let (reason, unmeant) = match unreached(pod, settings) {
                 Some((reason, unmeant)) => (Some(reason), unmeant),
                 None if has_config_file(pod) => (Some(of_config_file()), settings.options != OptionsMode::None),
-                None => match not_told(told.as_deref(), role, settings) {
+                None => match not_told((*told).as_deref(), role, settings) {
                     None => (None, false),
                     Some(reason) => (Some(reason), settings.options != OptionsMode::None),
                 },
@@ -325,6 +333,21 @@ mod tests {
         let backup = serde_json::from_value(json!({"name": "backup", "image": "backup", "env": env})).unwrap();
         beside.spec.as_mut().unwrap().containers.push(backup);
         assert!(found(beside).unwrap().contains("on its peer and client port"));
+    }
+
+    #[test]
+    fn the_scripts_of_a_pod_are_read_where_they_matter_alone() {
+        for annotations in [
+            json!({"etcd-tls.dev/roles": "client"}),
+            json!({"etcd-tls.dev/revocation": "off"}),
+            json!({"etcd-tls.dev/issuer": "pod-certificate"}),
+            json!({"kubernetes.io/config.mirror": "x"}),
+        ] {
+            let pod = pod("etcd-0", annotations.clone(), json!({"command": ["sh", "-c", "exec etcd"]}));
+            let settings = Settings::parse(&pod.metadata.annotations.clone().unwrap()).unwrap();
+            let ports = ports_by(&pod, &settings, || panic!("{annotations}"));
+            assert!(ports.iter().all(|port| !port.enforced), "{annotations}");
+        }
     }
 
     #[test]
