@@ -44,6 +44,8 @@ pub(crate) enum ToldList {
     Ours,
     /// It has another one, or none that the pod shows.
     NotOurs,
+    /// It has a config file, which has no key for a list.
+    ConfigFile,
     /// It has one, and the pod does not show which: why.
     Unseen(String),
 }
@@ -67,6 +69,14 @@ pub(crate) const fn list_option(role: Role) -> &'static str {
 
 fn list_of_role(target: &Target<'_>, role: Role, settings: &Settings) -> ToldList {
     let option = list_option(role);
+    // Of a script that is not read to its end the text must do.
+    let named = || {
+        let mut words = ["command", "args"].into_iter().flat_map(|field| target.container.words(field));
+        target.options.undetermined.is_some() && words.any(|word| word.contains("-config-file"))
+    };
+    if urls::setting(&target.options, "config-file").is_some() || named() {
+        return ToldList::ConfigFile;
+    }
     match urls::setting(&target.options, option) {
         Some(Setting::Text(text)) if text == environment::path(&settings.mount_path, role, names::CRL_FILE) => {
             ToldList::Ours

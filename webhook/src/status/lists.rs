@@ -12,7 +12,7 @@ use etcd_tls_contract::{
     role::{Domain, Role},
     settings::{OptionsMode, Settings},
 };
-use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVar, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod};
 use serde::Serialize;
 
 use super::membership::{self, Membership};
@@ -54,7 +54,6 @@ fn ports_by(pod: &Pod, settings: &Settings, told: impl FnOnce() -> Option<Vec<(R
         .map(|(domain, role, port)| {
             let (reason, unmeant) = match unreached(pod, settings) {
                 Some((reason, unmeant)) => (Some(reason), unmeant),
-                None if has_config_file(pod) => (Some(of_config_file()), settings.options != OptionsMode::None),
                 None => match not_told((*told).as_deref(), role, settings) {
                     None => (None, false),
                     Some(reason) => (Some(reason), settings.options != OptionsMode::None),
@@ -122,8 +121,11 @@ fn not_told(told: Option<&[(Role, ToldList)]>, role: Role, settings: &Settings) 
     let of_role: Vec<&ToldList> = told.iter().filter(|(of, _)| *of == role).map(|(_, told)| told).collect();
     let unseen = of_role.iter().find_map(|told| match told {
         ToldList::Unseen(why) => Some(why),
-        ToldList::Ours | ToldList::NotOurs => None,
+        ToldList::Ours | ToldList::NotOurs | ToldList::ConfigFile => None,
     });
+    if of_role.contains(&&ToldList::ConfigFile) {
+        return Some(of_config_file());
+    }
     if of_role.is_empty() || of_role.contains(&&ToldList::NotOurs) {
         return Some(undetermined(role, settings));
     }
@@ -146,21 +148,6 @@ fn of_config_file() -> String {
     "its etcd has a config file, which has no key for a list, and beside which etcd ignores flags and variables; use these in its \
      place"
         .to_owned()
-}
-
-/// True if a container of `pod` gives etcd a config file.
-fn has_config_file(pod: &Pod) -> bool {
-    containers(pod).filter(|container| !is_ours(container)).any(|container| {
-        let words = container.command.iter().chain(&container.args).flatten();
-        let named =
-            words.flat_map(|word| word.split(|c: char| c.is_whitespace() || c == '"' || c == '\'')).any(|word| {
-                let flag = word.trim_start_matches('-');
-                word.starts_with('-')
-                    && flag.strip_prefix("config-file").is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
-            });
-        let of_environment = |v: &EnvVar| v.name == "ETCD_CONFIG_FILE" && v.value.as_deref() != Some("");
-        named || container.env.iter().flatten().any(of_environment)
-    })
 }
 
 /// A line for each member of `cluster` among `pods` (that have opted in) on which a port takes certificates
@@ -210,10 +197,6 @@ fn file(settings: &Settings, role: Role) -> String {
 fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {
     let spec = pod.spec.iter();
     spec.flat_map(|spec| spec.init_containers.iter().flatten().chain(&spec.containers))
-}
-
-fn is_ours(container: &Container) -> bool {
-    [names::INIT_CONTAINER, names::SIDECAR_CONTAINER].contains(&container.name.as_str())
 }
 
 #[cfg(test)]
@@ -333,6 +316,25 @@ mod tests {
         let backup = serde_json::from_value(json!({"name": "backup", "image": "backup", "env": env})).unwrap();
         beside.spec.as_mut().unwrap().containers.push(backup);
         assert!(found(beside).unwrap().contains("on its peer and client port"));
+    }
+
+    #[test]
+    fn a_config_file_is_one_that_etcd_is_told_of() {
+        let env =
+            json!([{"name": "ETCD_PEER_CRL_FILE", "value": PEER}, {"name": "ETCD_CLIENT_CRL_FILE", "value": CLIENT}]);
+        for etcd in [
+            json!({"command": ["sh", "-c", "# no --config-file here\nexec etcd --name a"], "env": env}),
+            json!({"command": ["etcd", "--config-file="], "env": env}),
+        ] {
+            assert_eq!(found(pod("etcd-0", json!({}), etcd.clone())), None, "{etcd}");
+        }
+        let mut beside = pod("etcd-0", json!({}), json!({"command": ["etcd"], "env": env}));
+        let backup = json!({"name": "backup", "image": "backup", "args": ["--config-file=/backup.yaml"]});
+        beside.spec.as_mut().unwrap().containers.push(serde_json::from_value(backup).unwrap());
+        assert_eq!(found(beside), None);
+        // A script that is not read to its end.
+        let etcd = json!({"command": ["sh", "-c", ". /x; exec etcd --config-file=/etc/etcd.yaml"], "env": env});
+        assert!(found(pod("etcd-0", json!({}), etcd)).unwrap().contains("its etcd has a config file"));
     }
 
     #[test]
