@@ -35,6 +35,7 @@ mod request;
 pub mod rfc3339;
 #[cfg(test)]
 mod tests;
+mod unreported;
 mod watch;
 
 pub use command::Args;

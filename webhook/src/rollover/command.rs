@@ -8,7 +8,6 @@ use std::{
 };
 
 use etcd_tls_contract::{
-    certificate::Bundle,
     names::{self, ClusterName},
     role::Domain,
 };
@@ -18,10 +17,11 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     Action, Answer, Report, Request, request_annotation, status_annotation,
+    unreported::{is_own, left_out, not_seen, unreported},
     watch::{Progress, is_over},
 };
 use crate::{
-    error::{Error, NotSeen, with_causes},
+    error::{Error, with_causes},
     operator::{Cluster, note, request_id, say, trust_map},
     screen,
 };
@@ -149,56 +149,6 @@ impl Args {
         }
         Err(failures.join("\n").into())
     }
-}
-
-/// The CAs of a trust ConfigMap of which there is no report, nor one of another CA with the same bundle: by policy, that one signs.
-fn unreported(object: &ConfigMap, reports: &[(Domain, Report)]) -> Vec<Domain> {
-    let bundle = |domain: Domain| object.data.as_ref()?.get(domain.trust_key());
-    let is_told = |domain: Domain| reports.iter().any(|(of, _)| *of == domain || bundle(*of) == bundle(domain));
-    Domain::ALL.into_iter().filter(|domain| bundle(*domain).is_some() && !is_told(*domain)).collect()
-}
-
-/// True if a CA that is published for `domain` has the name of one that the signer made for `cluster`:
-/// `etcd-tls <domain> <random> <namespace>.<cluster>`, 64 characters at most. Another cluster's or the user's has none such.
-fn is_own(object: &ConfigMap, cluster: &ClusterName, domain: Domain) -> bool {
-    let pem = object.data.as_ref().and_then(|data| data.get(domain.trust_key()));
-    let Some(Ok(bundle)) = pem.map(|pem| Bundle::parse(pem.as_bytes())) else { return false };
-    let whole = format!("{}.{}", cluster.namespace, cluster.name);
-    bundle.subjects().iter().any(|subject| {
-        // The name ends the subject.
-        let text = String::from_utf8_lossy(subject);
-        let Some(at) = text.rfind("etcd-tls ") else { return false };
-        let of = text[at..].rsplit(' ').next().unwrap_or_default();
-        of == whole || (text.len() - at == 64 && whole.starts_with(of))
-    })
-}
-
-/// Of CAs that may not be the cluster's: the step may be done all the same.
-fn left_out(cluster: &ClusterName, of_others: &[Domain]) -> String {
-    format!(
-        "{cluster} {}: left out, as the signer says nothing of this CA. By policy it is another cluster's, and its rollover is that of the \
-         other cluster; or it is one that you gave, and the signer has not reported yet",
-        list(of_others)
-    )
-}
-
-/// # Errors
-/// There is a CA of the cluster of which the signer says nothing.
-fn not_seen(cluster: &ClusterName, silent: &[Domain]) -> Result<(), Error> {
-    if silent.is_empty() {
-        return Ok(());
-    }
-    Err(NotSeen(format!(
-        "{cluster} {}: left out, as the signer says nothing of this CA. It has not reported yet, or cannot: see the log of deployment \
-         etcd-tls-sign in {}",
-        list(silent),
-        names::SYSTEM_NAMESPACE
-    ))
-    .into())
-}
-
-fn list(domains: &[Domain]) -> String {
-    domains.iter().map(|domain| domain.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 /// The domains that a request is for: the one that the operator names, or all for which the step is possible now.
@@ -422,7 +372,7 @@ mod tests {
     use etcd_tls_contract::key::KeyAlgorithm;
 
     use super::*;
-    use crate::ca::authority::Authority;
+    use crate::{ca::authority::Authority, error::NotSeen};
 
     #[test]
     fn pending_steps_are_shown_with_their_age() {
@@ -456,32 +406,6 @@ mod tests {
         );
         let under_way = of(Action::Start, None, &all).unwrap_err();
         assert!(under_way.starts_with("no CA of this cluster is stable: peer is published"), "{under_way}");
-    }
-
-    #[test]
-    fn a_ca_without_a_report_is_named() {
-        let object = |metrics: &str| ConfigMap {
-            data: Some(
-                [("peer", "P"), ("client", "C"), ("metrics", metrics)]
-                    .map(|(domain, pem)| (domain.parse::<Domain>().unwrap().trust_key().to_owned(), pem.to_owned()))
-                    .into(),
-            ),
-            ..ConfigMap::default()
-        };
-        let of = |metrics: &str, domains: &[Domain]| {
-            let reports: Vec<_> = domains.iter().map(|domain| (*domain, Report::new(None, &[], None))).collect();
-            unreported(&object(metrics), &reports)
-        };
-        let (peer, client, metrics) = (Domain::Peer, Domain::Client, Domain::Metrics);
-        assert_eq!(of("C", &[client]), [peer]);
-        assert_eq!(of("C", &[peer, client]), [], "the CA for clients is that of metrics");
-        assert_eq!(of("M", &[peer, client]), [metrics], "a CA of its own");
-        assert_eq!(of("M", &Domain::ALL), []);
-        assert_eq!(unreported(&ConfigMap::default(), &[]), []);
-        let cluster: ClusterName = "prod/etcd".parse().unwrap();
-        assert!(not_seen(&cluster, &[]).is_ok());
-        let error = not_seen(&cluster, &[peer]).unwrap_err();
-        assert!(error.downcast_ref::<NotSeen>().is_some() && error.to_string().starts_with("prod/etcd peer: "));
     }
 
     #[derive(clap::Parser)]
