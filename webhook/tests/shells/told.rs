@@ -123,7 +123,7 @@ const TOLD: &[Known] = &[
     ),
     (
         "words-cut-in-two",
-        &["sh", "-c", "exec etcd --name a $(echo \"$X\" | cut -c1-9,11-)"],
+        &["sh", "-c", "exec etcd --name a$(echo \"$X\" | cut -c1-9,11-)"],
         &[],
         Some(("X", "10.0.0.1 x--cert-file=/q")),
         Refused("may hold any flags"),
