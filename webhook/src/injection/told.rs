@@ -72,7 +72,7 @@ fn list_of_role(target: &Target<'_>, role: Role, settings: &Settings) -> ToldLis
     // Of a script that is not read to its end the text must do.
     let named = || {
         let mut words = ["command", "args"].into_iter().flat_map(|field| target.container.words(field));
-        target.options.undetermined.is_some() && words.any(|word| word.contains("-config-file"))
+        target.options.undetermined.is_some() && words.any(|word| word.split(is_between).any(names_config_file))
     };
     if urls::setting(&target.options, "config-file").is_some() || named() {
         return ToldList::ConfigFile;
@@ -85,6 +85,16 @@ fn list_of_role(target: &Target<'_>, role: Role, settings: &Settings) -> ToldLis
         Some(Setting::Open(text)) => ToldList::Unseen(format!("--{option} is {}", quoted(&text))),
         Some(Setting::Unknown) => ToldList::Unseen(format!("--{option} is a value that is not written in the pod")),
     }
+}
+
+/// What parts the words of a script, roughly.
+fn is_between(c: char) -> bool {
+    c.is_whitespace() || "'\"`;|&()".contains(c)
+}
+
+fn names_config_file(word: &str) -> bool {
+    let option = word.strip_prefix("--").or_else(|| word.strip_prefix('-'));
+    option.is_some_and(|option| option == "config-file" || option.starts_with("config-file="))
 }
 
 fn each_role<T>(

@@ -29,6 +29,21 @@ const TOLD: &[Known] = &[
         Refused("sets PS4 to what runs programs"),
     ),
     (
+        "escape-in-a-trace",
+        &["bash", "-c", "PS4='$(date \\netcd --cert-file=/x >&2) '; set -x; true"],
+        &[],
+        None,
+        Refused("sets PS4 to what runs programs"),
+    ),
+    (
+        "number-in-a-trace",
+        &["bash", "-c", "PS4='\\044(etcd --cert-file=/x >&2) '; set -x; true"],
+        &[],
+        None,
+        Refused("sets PS4 to what runs programs"),
+    ),
+    ("colour-in-a-trace", &["bash", "-c", "PS4='\\033[1m+ '; set -x; exec etcd --cert-file=/x"], &[], None, Injected),
+    (
         "function-in-a-trace",
         &["bash", "-c", "PS4='$(top)'; top() { etcd --cert-file=/x >&2; }; set -x; true"],
         &[],

@@ -209,13 +209,14 @@ fn is_harmless(words: &[Text]) -> bool {
     words.first().is_none_or(|word| word.as_str().is_some_and(harmless))
 }
 
-/// True if the substitutions in a text, which a shell makes later, run programs alone that matter to nothing.
+/// True if the substitutions in a text, which a shell makes later, run programs alone that matter to nothing. In a prompt, a backslash may
+/// stand for a line break or any other character.
 pub(super) fn is_tame(text: &str) -> bool {
     let tame = |rest: &str| {
         let words: Vec<Text> = rest.split(')').next().unwrap_or_default().split_whitespace().map(Text::known).collect();
         words.first().is_some_and(|name| !is_shadowed(name.prefix())) && is_harmless(&words)
     };
-    !text.contains(['`', ';', '|', '&', '<', '>', '\n']) && text.split("$(").skip(1).all(tame)
+    !text.contains(['`', ';', '|', '&', '<', '>', '\n', '\\']) && text.split("$(").skip(1).all(tame)
 }
 
 fn shell(words: &[Text], name: &str) -> Step {

@@ -290,8 +290,11 @@ impl<'e> Shell<'e> {
             return Ok(());
         }
         // What is run now is in a hole.
-        let runs = |part: &Part| matches!(part, Part::Known(known) if known.contains("$(") || known.contains('`'));
-        let wild = |text: &Text| text.0.iter().any(runs) && !text.as_str().is_some_and(programs::is_tame);
+        let known = |part: &Part, what: &str| matches!(part, Part::Known(known) if known.contains(what));
+        // As octal numbers, too.
+        let runs = |part: &Part| ["$(", "`", "\\044", "\\140"].into_iter().any(|what| known(part, what));
+        let tame = |text: &Text| self.written.is_empty() && text.as_str().is_some_and(programs::is_tame);
+        let wild = |text: &Text| text.0.iter().any(runs) && !tame(text);
         if name == "PS4" && texts.iter().flatten().any(wild) {
             return self.doubt("sets PS4 to what runs programs");
         }
