@@ -126,7 +126,9 @@ impl Args {
             return cut::first_of([refused].into_iter().chain(maybe_more).collect());
         }
         if said.count == 0 {
-            say(BAR_ALONE)?;
+            if refused.is_ok() {
+                say(BAR_ALONE)?;
+            }
             return cut::first_of([refused].into_iter().chain(maybe_more).collect());
         }
         if standalone {

@@ -20,8 +20,9 @@ pub(super) fn unreported(object: &ConfigMap, reports: &[(Domain, Report)]) -> Ve
 /// True if a CA that is published for `domain` has the name of one that the signer made for `cluster`:
 /// `etcd-tls <domain> <random> <namespace>.<cluster>`, 64 characters at most. Another cluster's or the user's has none such.
 pub(super) fn is_own(object: &ConfigMap, cluster: &ClusterName, domain: Domain) -> bool {
-    let pem = object.data.as_ref().and_then(|data| data.get(domain.trust_key()));
-    let Some(Ok(bundle)) = pem.map(|pem| Bundle::parse(pem.as_bytes())) else { return false };
+    let Some(pem) = object.data.as_ref().and_then(|data| data.get(domain.trust_key())) else { return false };
+    // Nothing is known of a bundle that cannot be read.
+    let Ok(bundle) = Bundle::parse(pem.as_bytes()) else { return true };
     let whole = format!("{}.{}", cluster.namespace, cluster.name);
     bundle.subjects().iter().any(|subject| {
         // The name ends the subject.
