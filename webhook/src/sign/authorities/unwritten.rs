@@ -25,8 +25,8 @@ fn within(entries: usize) -> Duration {
     RECORD_WITHIN.saturating_add(Duration::from_secs(more)).min(RECORD_WITHIN_AT_MOST)
 }
 
-/// A record that is not written after so long cannot be written just now.
-const OVERDUE: Duration = Duration::from_secs(30);
+/// A record that is not written so long after it was due cannot be written just now.
+const OVERDUE: Duration = Duration::from_secs(10);
 /// How long requests stay at most whose certificates are in such a record: they would fill the API server's store. Kubernetes itself
 /// deletes issued ones after as long.
 const SPARES_FOR: Duration = Duration::from_secs(60 * 60);
@@ -100,8 +100,8 @@ impl Unwritten {
     /// True if certificates are recorded here alone, since the Secret cannot be written: if this process is killed, their requests are
     /// all that tells of them.
     pub(in crate::sign) fn spares_requests(&self, now: Instant) -> bool {
-        let failing = self.since().map(|(since, _)| now.saturating_duration_since(since));
-        failing.is_some_and(|failing| (OVERDUE..SPARES_FOR).contains(&failing))
+        self.since()
+            .is_some_and(|(since, wait)| (wait + OVERDUE..SPARES_FOR).contains(&now.saturating_duration_since(since)))
     }
 
     /// True if the record is to be written now.
@@ -142,9 +142,10 @@ mod tests {
         );
         assert_eq!(unwritten.issued().len(), 2);
         let spares = |after: Duration| unwritten.spares_requests(start + after);
-        assert!(!spares(RECORD_WITHIN) && spares(OVERDUE) && spares(SPARES_FOR - second) && !spares(SPARES_FOR));
+        let overdue = RECORD_WITHIN + OVERDUE;
+        assert!(!spares(overdue - second) && spares(overdue) && spares(SPARES_FOR - second) && !spares(SPARES_FOR));
         unwritten.clear();
-        assert!(!unwritten.spares_requests(start + OVERDUE));
+        assert!(!unwritten.spares_requests(start + overdue));
         assert!(unwritten.issued().len() == 0 && unwritten.is_empty());
         assert!(unwritten.add("3", leaf("app-0", 1), 0, start + second * 2).is_some());
         assert!(!unwritten.is_due(start + second * 3));
