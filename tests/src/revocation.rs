@@ -1,7 +1,12 @@
 //! Revocation as it looks from outside: the operator's command, the lists that the signer publishes and those on disk, and a
 //! client.
 
-use std::{collections::BTreeMap, fs, path::Path, process::Command};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
 
 use etcd_tls_contract::{certificate::Bundle, crl::Crl, names};
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -25,11 +30,24 @@ pub async fn revoke(kubeconfig: &Path, arguments: &[&str]) -> Result<String, Str
 /// # Errors
 /// Its exit code and its standard error.
 pub async fn ended(kubeconfig: &Path, arguments: &[&str]) -> Result<String, (Option<i32>, String)> {
+    let output = output(kubeconfig, arguments).await;
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err((output.status.code(), text(&output.stderr))) }
+}
+
+/// [`revoke`], and all that it prints, also where it fails.
+pub async fn said(kubeconfig: &Path, arguments: &[&str]) -> String {
+    let output = output(kubeconfig, arguments).await;
+    text(&output.stdout) + &text(&output.stderr)
+}
+
+async fn output(kubeconfig: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(binary("etcd-tls-webhook"));
     command.arg("revoke").args(arguments).env("KUBECONFIG", kubeconfig);
-    let output = tokio::task::spawn_blocking(move || command.output()).await.expect("run").expect("run the command");
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    if output.status.success() { Ok(text(&output.stdout)) } else { Err((output.status.code(), text(&output.stderr))) }
+    tokio::task::spawn_blocking(move || command.output()).await.expect("run").expect("run the command")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// The lists that are published in [`TRUST`], each verified by the bundle beside it.
