@@ -36,6 +36,7 @@ mod plain_text;
 mod pod;
 mod policy;
 mod upgrade;
+mod webhook;
 mod without_webhook;
 
 use finding::Finding;
